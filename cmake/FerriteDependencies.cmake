@@ -1,0 +1,25 @@
+# Everything Ferrite links, from the distribution's packages. docs/architecture.md says why each.
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED CONFIG)
+find_package(Protobuf REQUIRED)
+find_package(gRPC REQUIRED CONFIG)
+find_package(yaml-cpp REQUIRED CONFIG)
+find_package(nlohmann_json REQUIRED CONFIG)
+find_package(CLI11 REQUIRED CONFIG)
+if(FERRITE_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+
+# The distribution's dnnl-config.cmake asks for OpenCL, which we do not use.
+find_path(FERRITE_DNNL_INCLUDE dnnl.hpp REQUIRED)
+find_library(FERRITE_DNNL_LIBRARY dnnl REQUIRED)
+add_library(ferrite_dnnl INTERFACE)
+target_include_directories(ferrite_dnnl SYSTEM INTERFACE ${FERRITE_DNNL_INCLUDE})
+target_link_libraries(ferrite_dnnl INTERFACE ${FERRITE_DNNL_LIBRARY} gomp)
+
+# yaml-cpp 0.7 exports a plain name, 0.8 a namespaced one.
+if(TARGET yaml-cpp::yaml-cpp)
+  set(FERRITE_YAML_CPP yaml-cpp::yaml-cpp)
+else()
+  set(FERRITE_YAML_CPP yaml-cpp)
+endif()

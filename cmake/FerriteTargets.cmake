@@ -1,0 +1,31 @@
+# Flags that every target of ours shares, and helpers to declare targets.
+add_library(ferrite_flags INTERFACE)
+target_compile_options(ferrite_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor
+                       -Woverloaded-virtual -Wcast-align -Werror -fno-omit-frame-pointer)
+target_include_directories(ferrite_flags INTERFACE ${CMAKE_SOURCE_DIR})
+if(FERRITE_SANITIZE)
+  target_compile_options(ferrite_flags INTERFACE -fsanitize=${FERRITE_SANITIZE}
+                         -fno-sanitize-recover=all)
+  target_link_options(ferrite_flags INTERFACE -fsanitize=${FERRITE_SANITIZE})
+  if(FERRITE_SANITIZE STREQUAL "thread")
+    target_compile_options(ferrite_flags INTERFACE -Wno-tsan)
+  endif()
+endif()
+
+# ferrite_test(NAME <name> SOURCES ... LIBS ... [LABELS ...])
+# One gtest binary and one ctest entry; tests see GOLDEN and fixture files through the source tree.
+function(ferrite_test)
+  cmake_parse_arguments(T "" "NAME;TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 120)
+  endif()
+  add_executable(${T_NAME} ${T_SOURCES})
+  target_link_libraries(${T_NAME} PRIVATE ferrite_flags ${T_LIBS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  add_test(NAME ${T_NAME} COMMAND ${T_NAME})
+  set_tests_properties(${T_NAME} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")
+  if(FERRITE_SANITIZE STREQUAL "thread")
+    set_tests_properties(${T_NAME} PROPERTIES ENVIRONMENT
+      "TSAN_OPTIONS=ignore_noninstrumented_modules=1 halt_on_error=1")
+  endif()
+endfunction()

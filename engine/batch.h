@@ -1,0 +1,76 @@
+// One step's work for a backend, flat and ragged as varlen kernels want it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/ids.h"
+#include "engine/sampling_params.h"
+
+namespace ferrite {
+
+// A sequence has taken a slot: the backend replaces everything it kept for that slot.
+struct SlotAssignment {
+  SeqSlot slot;
+  const SamplingParams* params;  // valid until Launch returns
+};
+
+// Entry `index` of a slot's block table has become `block`.
+struct BlockTableChange {
+  SeqSlot slot;
+  int32_t index;
+  BlockId block;
+};
+
+// T tokens of S sequences, R of which sample a token. Sampling parameters and block tables live in
+// the backend, indexed by slot; a Batch carries only what changed since the step before. The
+// vectors are reused from step to step and keep their capacity.
+struct Batch {
+  uint64_t step = 0;  // counts from 1
+
+  std::vector<TokenId> token_ids;     // [T]; ignored where the sequence's input_row is not -1
+  std::vector<int32_t> positions;     // [T]
+  std::vector<int32_t> slot_mapping;  // [T] block * block_size + offset, where K and V are written
+
+  std::vector<int32_t> cu_seqlens;  // [S+1] sequence s owns tokens [cu_seqlens[s], cu_seqlens[s+1])
+  std::vector<int32_t> kv_lens;     // [S] tokens in the KV cache once this step has run
+  std::vector<SeqSlot> seq_slots;   // [S]
+  // [S] The sample row of the previous launched step whose token is this sequence's input, or -1
+  // if token_ids has it. Only sequences with exactly one token may name a row.
+  std::vector<int32_t> input_rows;
+
+  std::vector<int32_t> sample_seqs;     // [R] sequences whose last token's logits are sampled
+  std::vector<int32_t> output_indices;  // [R] how many tokens the sequence had generated before
+
+  std::vector<SlotAssignment> slot_assignments;
+  std::vector<BlockTableChange> block_table_changes;
+
+  int32_t num_tokens() const { return static_cast<int32_t>(positions.size()); }
+  int32_t num_sequences() const { return static_cast<int32_t>(seq_slots.size()); }
+  int32_t num_samples() const { return static_cast<int32_t>(sample_seqs.size()); }
+  bool empty() const { return positions.empty(); }
+
+  void Clear() {
+    token_ids.clear();
+    positions.clear();
+    slot_mapping.clear();
+    cu_seqlens.assign(1, 0);
+    kv_lens.clear();
+    seq_slots.clear();
+    input_rows.clear();
+    sample_seqs.clear();
+    output_indices.clear();
+    slot_assignments.clear();
+    block_table_changes.clear();
+  }
+};
+
+// What one step produced. Row r of the batch's sample rows owns
+// tokens [row_offsets[r], row_offsets[r+1]): 0..k of them, so that there is room for speculation.
+struct StepResult {
+  uint64_t step = 0;
+  std::vector<int32_t> row_offsets;  // [R+1]
+  std::vector<TokenId> token_ids;    // [row_offsets[R]]
+};
+
+}  // namespace ferrite

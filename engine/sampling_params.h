@@ -1,0 +1,25 @@
+// How one sequence's next token is chosen; resolved (no field unset) and validated at the edge.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/ids.h"
+
+namespace ferrite {
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0 is greedy, ties to the lowest id
+  int32_t top_k = 0;         // 0 keeps all
+  float top_p = 1.0f;        // (0, 1]; 1 keeps all
+  float min_p = 0.0f;        // [0, 1]; 0 keeps all
+  uint64_t seed = 0;
+  uint32_t sample_index = 0;  // which of n parallel samples this sequence is
+
+  // While fewer than min_new_tokens have been generated, the tokens of `end_token_ids` (the model's
+  // end tokens and the request's stop tokens) cannot be sampled.
+  int32_t min_new_tokens = 0;
+  std::vector<TokenId> end_token_ids;
+};
+
+}  // namespace ferrite
