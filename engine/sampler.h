@@ -31,8 +31,13 @@ class Sampler {
     float logit;
     TokenId id;
   };
+  class Walk;
+
+  double Weigh(std::span<const float> logits, float max_logit, const SamplingParams& params);
+  void DropHopelessTail(double total, float top_p);
+
   std::vector<Candidate> candidates_;
-  std::vector<double> weights_;
+  std::vector<double> weights_;  // [vocab_size], by id
 };
 
 }  // namespace ferrite

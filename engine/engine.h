@@ -1,0 +1,83 @@
+// The way in: checks a request against what can be served and gives it to a worker.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/backend.h"
+#include "engine/request.h"
+#include "engine/token_stream.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "engine/worker.h"
+
+namespace ferrite {
+
+struct EngineOptions {
+  SchedulerOptions scheduler;
+  AdmissionLimits admission;
+};
+
+// Owns the workers, one per model replica. Thread-safe.
+class Engine {
+ public:
+  // One worker per backend; at least one, all of the same model. InvalidArgument if the options
+  // contradict a backend's limits. `tokenizer` must outlive the engine.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(
+      EngineOptions options, const Tokenizer* tokenizer,
+      std::vector<std::unique_ptr<Backend>> backends);
+
+  // Ends what is in flight with UNAVAILABLE.
+  ~Engine();
+
+  // OK if a request would find room now. Cheap: to be asked before any work is done for it.
+  absl::Status CheckRoom() const;
+
+  // The most new tokens that a prompt of this length may ask for; 0 or less if it does not fit.
+  int64_t MaxNewTokens(int64_t prompt_tokens) const;
+
+  // Hands the request to the worker with the fewest tokens outstanding; its output comes through
+  // `stream`. InvalidArgument if it could never run (empty prompt, token out of range, longer than
+  // the context or the KV pool, an id already in flight), DeadlineExceeded if its deadline has
+  // passed, ResourceExhausted if the queue is full, Unavailable when shutting down. Nothing is kept
+  // of a request that is refused.
+  absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenStream> stream);
+
+  // Ends the request in flight with this id. NotFound if there is none.
+  absl::Status Abort(const std::string& request_id);
+
+  // Refuses new requests with UNAVAILABLE; those in flight go on.
+  void CloseAdmission();
+
+  int32_t num_in_flight() const;
+  std::vector<WorkerLoad> load() const;
+  const BackendInfo& worker_info(size_t worker) const { return workers_[worker]->info(); }
+  size_t num_workers() const { return workers_.size(); }
+  const EngineOptions& options() const { return options_; }
+  // The most tokens that prompt and output may have together.
+  int32_t context_length() const { return context_length_; }
+
+  // How long a refused client should wait: about until the next request ends.
+  double RetryAfterSeconds() const;
+
+ private:
+  Engine(EngineOptions options, const Tokenizer* tokenizer);
+  absl::Status Validate(const GenerateRequest& request) const;
+  Worker* LeastLoaded() const;
+  void Forget(const std::string& request_id);
+
+  const EngineOptions options_;
+  const Tokenizer* const tokenizer_;
+  int32_t context_length_ = 0;
+  int32_t vocab_size_ = 0;
+  int32_t block_size_ = 0;
+
+  mutable Mutex mutex_;
+  std::unordered_map<std::string, std::shared_ptr<TokenStream>> in_flight_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<Worker>> workers_;  // last: their threads use what is above
+};
+
+}  // namespace ferrite

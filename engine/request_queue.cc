@@ -1,0 +1,73 @@
+#include "engine/request_queue.h"
+
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+
+absl::Status RequestQueue::CheckRoom(int64_t prompt_tokens) const {
+  MutexLock lock(&mutex_);
+  return CheckRoomLocked(prompt_tokens);
+}
+
+absl::Status RequestQueue::CheckRoomLocked(int64_t prompt_tokens) const {
+  RETURN_IF_ERROR(closed_);
+  if (waiting_requests_ >= limits_.max_waiting_requests) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", waiting_requests_, " requests wait, and scheduler.max_waiting is ",
+        limits_.max_waiting_requests));
+  }
+  if (waiting_tokens_ + prompt_tokens > limits_.max_waiting_tokens) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the queue is full: ", waiting_tokens_, " prompt tokens wait, this request has ",
+        prompt_tokens, ", and scheduler.max_waiting_tokens is ", limits_.max_waiting_tokens));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RequestQueue::Push(std::unique_ptr<Sequence>& sequence) {
+  MutexLock lock(&mutex_);
+  const int64_t prompt_tokens = sequence->num_prompt_tokens();
+  RETURN_IF_ERROR(CheckRoomLocked(prompt_tokens));
+  ++waiting_requests_;
+  waiting_tokens_ += prompt_tokens;
+  queue_.push_back(std::move(sequence));
+  if (queue_.size() == 1) {
+    pushed_.NotifyOne();
+  }
+  return absl::OkStatus();
+}
+
+bool RequestQueue::Drain(bool wait, std::vector<std::unique_ptr<Sequence>>* out) {
+  MutexLock lock(&mutex_);
+  while (wait && queue_.empty() && closed_.ok()) {
+    pushed_.Wait(&mutex_);
+  }
+  out->insert(out->end(), std::make_move_iterator(queue_.begin()),
+              std::make_move_iterator(queue_.end()));
+  const bool open = closed_.ok() || !queue_.empty();
+  queue_.clear();
+  return open;
+}
+
+void RequestQueue::OnLeftWaiting(int64_t prompt_tokens) {
+  MutexLock lock(&mutex_);
+  --waiting_requests_;
+  waiting_tokens_ -= prompt_tokens;
+}
+
+void RequestQueue::Close(absl::Status reason) {
+  MutexLock lock(&mutex_);
+  closed_.Update(reason);
+  pushed_.NotifyAll();
+}
+
+int32_t RequestQueue::num_waiting() const {
+  MutexLock lock(&mutex_);
+  return waiting_requests_;
+}
+
+}  // namespace ferrite

@@ -1,0 +1,120 @@
+// Decides what each step computes: continuous batching over paged KV blocks.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/backend.h"
+#include "engine/batch.h"
+#include "engine/block_manager.h"
+#include "engine/clock.h"
+#include "engine/sequence.h"
+
+namespace ferrite {
+
+struct SchedulerOptions {
+  int32_t max_running = 64;       // sequences; at most the backend's max_sequences
+  int32_t max_step_tokens = 512;  // at least max_running; at most the backend's
+};
+
+// One token budget a step, shared by decodes (first) and prefill chunks. First come, first served
+// inside a priority, higher priorities first. When blocks run out the youngest running sequence is
+// preempted: it gives up its blocks and is recomputed later, from its prompt and output so far. The
+// oldest can always take the blocks of all others, so some sequence always advances.
+//
+// Up to two planned steps may be outstanding. A sequence's blocks are freed, whatever ended or
+// preempted it, only once the last step that includes it has been completed. Plan and Complete
+// allocate nothing in the steady state. Thread-compatible: a worker's own.
+class Scheduler {
+ public:
+  // Told of what others count.
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    // A sequence has started, or ended without having started.
+    virtual void OnLeftWaiting(const Sequence& sequence) = 0;
+    // A sequence's stream has finished.
+    virtual void OnFinished(const Sequence& sequence) = 0;
+  };
+
+  // `observer` must outlive the scheduler.
+  Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer);
+
+  // The sequence must fit the pool on its own (Engine checks that at admission).
+  void Add(std::unique_ptr<Sequence> sequence);
+
+  // Fills `batch` with the next step and counts it as outstanding, or leaves it empty if there is
+  // nothing to compute before the outstanding step completes. Ends what was cancelled, aborted or
+  // is past its deadline.
+  void Plan(Clock::time_point now, Batch* batch);
+
+  // Takes the outcome of the oldest outstanding step. Internal if it does not match that step.
+  absl::Status Complete(const StepResult& result, Clock::time_point now);
+
+  // Ends everything and forgets outstanding steps, for a backend that will not be used again or
+  // has no step outstanding.
+  void EndAll(const absl::Status& status, Clock::time_point now);
+
+  // Streams whose listeners are to be told; the caller takes them and leaves the vector empty.
+  std::vector<std::shared_ptr<TokenStream>>& to_notify() { return to_notify_; }
+
+  bool has_work() const { return !owned_.empty(); }
+  int32_t steps_outstanding() const { return steps_outstanding_; }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  uint64_t num_preemptions() const { return num_preemptions_; }
+  uint64_t num_steps() const { return last_step_; }
+  const BlockManager& blocks() const { return blocks_; }
+
+ private:
+  using Phase = SchedulingState::Phase;
+  struct RunsBefore {
+    bool operator()(const Sequence* a, const Sequence* b) const;
+  };
+  struct PlannedStep {
+    uint64_t step = 0;
+    std::vector<Sequence*> sequences;
+    std::vector<Sequence*> sampled;  // by sample row
+  };
+
+  void EndStopped(Clock::time_point now);
+  void End(Sequence* sequence, const absl::Status& status, FinishReason reason,
+           Clock::time_point now);
+  void PlanRunning(bool decodes);
+  void Admit(Clock::time_point now);
+  int64_t BlocksPromised() const;
+  int32_t TokensToCompute(const Sequence& sequence) const;
+  int32_t ReserveBlocks(Sequence* sequence, int32_t num_tokens);
+  bool PreemptFor(const Sequence& sequence);
+  void PlanTokens(Sequence* sequence, int32_t num_tokens);
+  void LeaveRunning(Sequence* sequence, Phase phase);
+  void FreeLeaving();
+  void ReleaseMemory(Sequence* sequence);
+
+  const SchedulerOptions options_;
+  Observer* const observer_;
+  BlockManager blocks_;
+  std::vector<SeqSlot> free_slots_;
+
+  std::unordered_map<const Sequence*, std::unique_ptr<Sequence>> owned_;
+  std::set<Sequence*, RunsBefore> waiting_;
+  std::vector<Sequence*> running_;  // by RunsBefore
+  std::vector<Sequence*> leaving_;  // kPreempting or kFinished, with steps outstanding
+
+  std::array<PlannedStep, 2> planned_;  // step s is at s % 2
+  Batch* batch_ = nullptr;              // while planning
+  int32_t budget_ = 0;                  // while planning: tokens left in the step
+  uint64_t last_step_ = 0;
+  int32_t steps_outstanding_ = 0;
+  uint64_t arrivals_ = 0;
+  uint64_t num_preemptions_ = 0;
+  std::vector<std::shared_ptr<TokenStream>> to_notify_;
+  std::vector<Sequence*> ended_;  // scratch
+};
+
+}  // namespace ferrite

@@ -1,0 +1,84 @@
+// One request inside a worker: its tokens, its text so far, and where the scheduler has it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/clock.h"
+#include "engine/request.h"
+#include "engine/stop_strings.h"
+#include "engine/token_stream.h"
+#include "engine/tokenizer/incremental_decoder.h"
+
+namespace ferrite {
+
+// What a scheduler keeps of a sequence. Only the scheduler reads and writes it.
+struct SchedulingState {
+  enum class Phase {
+    kWaiting,     // holds nothing; not yet started, or preempted
+    kRunning,     // has a slot and blocks, and is in the steps to come
+    kPreempting,  // becomes kWaiting once its last launched step has been waited for
+    kFinished,    // is freed once its last launched step has been waited for
+  };
+  Phase phase = Phase::kWaiting;
+  uint64_t arrival = 0;           // order of arrival at the scheduler
+  SeqSlot slot;                   // while it holds one
+  std::vector<BlockId> blocks;    // its block table
+  int32_t num_computed = 0;       // tokens whose KV is written by steps launched so far
+  int32_t steps_outstanding = 0;  // launched steps that include it and were not waited for
+  int32_t samples_in_flight = 0;  // of those, how many sample a token for it
+  int32_t sample_row = -1;        // its row in the last launched step, while in flight
+  uint64_t last_planned_step = 0;
+};
+
+// Thread-compatible; made where the request is submitted, then owned by a worker. All memory that
+// it grows into is reserved at construction.
+class Sequence {
+ public:
+  // `tokenizer` must outlive the sequence.
+  Sequence(GenerateRequest request, const Tokenizer& tokenizer, int32_t block_size,
+           std::shared_ptr<TokenStream> stream);
+
+  // Takes the next generated token and hands its text to the stream. Returns whether the listener
+  // of the stream is to be told; finished() says whether this token was the last.
+  bool AcceptToken(TokenId token, Clock::time_point now);
+
+  // Ends without a further token: for a status (CANCELLED, ...) or an abort. Same return value.
+  bool EndWith(absl::Status status, FinishReason reason, Clock::time_point now);
+
+  void MarkStarted(Clock::time_point now);
+
+  const GenerateRequest& request() const { return request_; }
+  const std::shared_ptr<TokenStream>& stream() const { return stream_; }
+  const std::vector<TokenId>& tokens() const { return tokens_; }  // prompt, then output
+  int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
+  int32_t num_generated() const { return num_tokens() - num_prompt_tokens(); }
+  int32_t num_prompt_tokens() const { return static_cast<int32_t>(request_.prompt.size()); }
+  bool started() const { return started_ != Clock::time_point(); }
+  bool finished() const { return finished_; }
+  FinishReason finish_reason() const { return finish_reason_; }
+  // What the request may occupy at most: counted by admission and by the choice of a worker.
+  int64_t max_tokens() const { return int64_t{num_prompt_tokens()} + request_.max_new_tokens; }
+
+  SchedulingState scheduling;
+
+ private:
+  bool IsEndToken(TokenId token) const;
+  bool Finish(Completion completion, Clock::time_point now);
+
+  GenerateRequest request_;
+  std::shared_ptr<TokenStream> stream_;
+  IncrementalDecoder decoder_;
+  StopStringMatcher stop_strings_;
+  std::vector<TokenId> tokens_;
+  std::string piece_;  // scratch: the text of one token
+  std::string text_;   // scratch: what of it is decided
+  bool finished_ = false;
+  FinishReason finish_reason_ = FinishReason::kNone;
+  Clock::time_point started_;
+  Clock::time_point first_token_;
+};
+
+}  // namespace ferrite

@@ -1,0 +1,102 @@
+// The mailbox between a worker and whoever reads one request's output.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/ids.h"
+#include "engine/mutex.h"
+#include "engine/request.h"
+
+namespace ferrite {
+
+// Text and tokens since the last Take. The text always ends between characters.
+struct OutputDelta {
+  std::string text;
+  std::vector<TokenId> token_ids;
+
+  bool empty() const { return text.empty() && token_ids.empty(); }
+  void Clear() {
+    text.clear();
+    token_ids.clear();
+  }
+};
+
+// How a request ended.
+struct Completion {
+  // OK with a finish reason, or why there is none: CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (the
+  // engine is going down) or INTERNAL.
+  absl::Status status;
+  FinishReason reason = FinishReason::kNone;
+  TokenId stop_token = -1;  // what matched, if reason is kStop: a token, or else a string
+  std::string stop_string;
+  int32_t prompt_tokens = 0;
+  int32_t completion_tokens = 0;
+  double queue_seconds = 0;                // until the first step that included the request
+  double time_to_first_token_seconds = 0;  // 0 if there was none
+  double total_seconds = 0;
+};
+
+// Thread-safe. The producer never blocks on the consumer: while the consumer is busy, output merges
+// into the pending delta.
+class TokenStream {
+ public:
+  // Told that a Take would return something. Called on a delivery thread; must not block.
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    virtual void OnOutput() = 0;
+  };
+
+  // What the listener is told of: every output, or only the end.
+  enum class Mode { kEveryOutput, kEndOnly };
+
+  explicit TokenStream(Mode mode) : mode_(mode) {}
+
+  // --- consumer ---
+
+  // The stream keeps no listener alive. Set before the stream is submitted.
+  void SetListener(std::weak_ptr<Listener> listener);
+
+  // Swaps the pending output into `delta` (cleared first; both keep their capacity) and says
+  // whether the stream has ended, in which case completion() may be read. If there is nothing to
+  // take, the listener will be told when there is.
+  bool Take(OutputDelta* delta);
+
+  // Set once Take has returned true.
+  const Completion& completion() const { return completion_; }
+
+  // The consumer has left, or an operator ends the request: the worker drops it at the next step.
+  void Cancel() { RequestStop(StopRequest::kCancel); }
+  void Abort() { RequestStop(StopRequest::kAbort); }
+
+  // --- producer ---
+
+  enum class StopRequest { kNone, kCancel, kAbort };
+  StopRequest stop_request() const { return stop_request_.load(std::memory_order_acquire); }
+
+  // Both return whether the listener is to be told, by Notify, which the producer leaves to a
+  // delivery thread.
+  [[nodiscard]] bool Append(std::string_view text, TokenId token);
+  [[nodiscard]] bool Finish(std::string_view text, Completion completion);
+  void Notify();
+
+ private:
+  void RequestStop(StopRequest request);
+
+  const Mode mode_;
+  std::atomic<StopRequest> stop_request_{StopRequest::kNone};
+  Mutex mutex_;
+  std::weak_ptr<Listener> listener_ ABSL_GUARDED_BY(mutex_);
+  OutputDelta pending_ ABSL_GUARDED_BY(mutex_);
+  bool armed_ ABSL_GUARDED_BY(mutex_) = true;  // the consumer waits to be told
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+  Completion completion_;  // written once, before finished_
+};
+
+}  // namespace ferrite

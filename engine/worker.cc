@@ -1,0 +1,151 @@
+#include "engine/worker.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+int64_t Nanoseconds(Clock::time_point time) {
+  return std::chrono::nanoseconds(time.time_since_epoch()).count();
+}
+
+}  // namespace
+
+Worker::Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
+               FinishedCallback on_finished)
+    : backend_(std::move(backend)),
+      on_finished_(std::move(on_finished)),
+      queue_(limits),
+      scheduler_(backend_->info(), options, this) {
+  PublishLoad();
+  thread_ = std::thread([this] { Run(); });
+}
+
+Worker::~Worker() {
+  stop_.store(true);
+  stop_.notify_all();
+  queue_.Close(absl::UnavailableError("the server is shutting down"));
+  thread_.join();
+}
+
+absl::Status Worker::Submit(std::unique_ptr<Sequence>& sequence) {
+  const int64_t tokens = sequence->max_tokens();
+  tokens_outstanding_.fetch_add(tokens);
+  absl::Status status = queue_.Push(sequence);
+  if (!status.ok()) {
+    tokens_outstanding_.fetch_sub(tokens);
+  }
+  return status;
+}
+
+WorkerLoad Worker::load() const {
+  WorkerLoad load;
+  load.requests_running = running_.load();
+  load.requests_waiting = queue_.num_waiting();
+  load.kv_blocks_free = blocks_free_.load();
+  load.kv_blocks_total = info().num_blocks;
+  load.tokens_outstanding = tokens_outstanding_.load();
+  load.steps = steps_.load();
+  load.preemptions = preemptions_.load();
+  load.failed = failed_.load();
+  if (const int64_t progress = progress_ns_.load(); progress != 0) {
+    load.step_age_seconds = 1e-9 * static_cast<double>(Nanoseconds(Clock::now()) - progress);
+  }
+  return load;
+}
+
+void Worker::OnLeftWaiting(const Sequence& sequence) {
+  queue_.OnLeftWaiting(sequence.num_prompt_tokens());
+}
+
+void Worker::OnFinished(const Sequence& sequence) {
+  tokens_outstanding_.fetch_sub(sequence.max_tokens());
+  const Clock::time_point now = Clock::now();
+  if (last_finish_ != Clock::time_point()) {
+    const double interval = SecondsBetween(last_finish_, now);
+    const double mean = finish_interval_.load();
+    finish_interval_.store(mean == 0 ? interval : 0.9 * mean + 0.1 * interval);
+  }
+  last_finish_ = now;
+  on_finished_(sequence);
+}
+
+void Worker::Run() {
+  while (true) {
+    const bool idle = !scheduler_.has_work();
+    if (idle) {
+      progress_ns_.store(0);
+    }
+    TakeNewRequests(/*wait=*/idle);
+    if (stop_.load()) {
+      Fail(absl::UnavailableError("the server is shutting down"));
+      return;
+    }
+    if (!scheduler_.has_work()) {
+      // Closed for a drain: the destructor ends the thread.
+      stop_.wait(false);
+      continue;
+    }
+    if (absl::Status status = Step(); !status.ok()) {
+      failed_.store(true);
+      Fail(absl::InternalError(absl::StrCat("the worker failed: ", status.ToString())));
+      progress_ns_.store(0);
+      return;
+    }
+  }
+}
+
+// One turn of the loop. While the host plans and hands out tokens, the device runs a step if the
+// backend's pipeline has room for it.
+absl::Status Worker::Step() {
+  progress_ns_.store(Nanoseconds(Clock::now()));
+  scheduler_.Plan(Clock::now(), &batch_);
+  const bool launched = !batch_.empty();
+  if (launched) {
+    RETURN_IF_ERROR(backend_->Launch(batch_));
+  }
+  const int32_t outstanding = scheduler_.steps_outstanding();
+  if (outstanding == backend_->info().pipeline_depth || (!launched && outstanding > 0)) {
+    RETURN_IF_ERROR(backend_->Wait(&result_));
+    RETURN_IF_ERROR(scheduler_.Complete(result_, Clock::now()));
+  } else if (!launched && scheduler_.has_work()) {
+    return absl::InternalError("the scheduler has work but plans none");
+  }
+  PublishLoad();
+  delivery_.Post(&scheduler_.to_notify());
+  return absl::OkStatus();
+}
+
+void Worker::TakeNewRequests(bool wait) {
+  queue_.Drain(wait, &incoming_);
+  for (std::unique_ptr<Sequence>& sequence : incoming_) {
+    scheduler_.Add(std::move(sequence));
+  }
+  incoming_.clear();
+}
+
+// Ends everything in flight and everything that still arrives; nothing runs afterwards.
+void Worker::Fail(const absl::Status& status) {
+  queue_.Close(absl::UnavailableError(std::string(status.message())));
+  while (scheduler_.steps_outstanding() > 0 && !failed_.load()) {
+    if (!backend_->Wait(&result_).ok() || !scheduler_.Complete(result_, Clock::now()).ok()) {
+      break;
+    }
+  }
+  TakeNewRequests(/*wait=*/false);
+  scheduler_.EndAll(status, Clock::now());
+  PublishLoad();
+  delivery_.Post(&scheduler_.to_notify());
+}
+
+void Worker::PublishLoad() {
+  running_.store(scheduler_.num_running());
+  blocks_free_.store(scheduler_.blocks().num_free());
+  steps_.store(scheduler_.num_steps());
+  preemptions_.store(scheduler_.num_preemptions());
+}
+
+}  // namespace ferrite

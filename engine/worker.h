@@ -1,0 +1,89 @@
+// One model replica: a thread that alone owns its scheduler, KV blocks and backend.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "engine/backend.h"
+#include "engine/delivery.h"
+#include "engine/request_queue.h"
+#include "engine/scheduler.h"
+
+namespace ferrite {
+
+// A snapshot, each figure exact at some recent step.
+struct WorkerLoad {
+  int32_t requests_running = 0;
+  int32_t requests_waiting = 0;
+  int32_t kv_blocks_free = 0;
+  int32_t kv_blocks_total = 0;
+  int64_t tokens_outstanding = 0;  // prompt plus the most output, over requests in flight
+  uint64_t steps = 0;
+  uint64_t preemptions = 0;
+  double step_age_seconds = 0;  // since the present step made progress; 0 when idle
+  bool failed = false;          // the backend failed: nothing is served any more
+};
+
+// The loop is plan and launch step t+1, wait for step t, hand out its tokens. Thread-safe.
+class Worker final : private Scheduler::Observer {
+ public:
+  using FinishedCallback = std::function<void(const Sequence&)>;
+
+  // `on_finished` is called on the worker's thread for every sequence whose stream has finished.
+  Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
+         FinishedCallback on_finished);
+  // Ends what is in flight with UNAVAILABLE and joins.
+  ~Worker() override;
+
+  const BackendInfo& info() const { return backend_->info(); }
+
+  // As RequestQueue::CheckRoom and Push.
+  absl::Status CheckRoom(int64_t prompt_tokens) const { return queue_.CheckRoom(prompt_tokens); }
+  absl::Status Submit(std::unique_ptr<Sequence>& sequence);
+
+  // Refuses new requests with `reason`; those in flight go on.
+  void CloseAdmission(const absl::Status& reason) { queue_.Close(reason); }
+
+  WorkerLoad load() const;
+  // Mean seconds between two requests that end; 0 before the second.
+  double finish_interval_seconds() const { return finish_interval_.load(); }
+
+ private:
+  void OnLeftWaiting(const Sequence& sequence) override;
+  void OnFinished(const Sequence& sequence) override;
+
+  void Run();
+  absl::Status Step();
+  void TakeNewRequests(bool wait);
+  void Fail(const absl::Status& status);
+  void PublishLoad();
+
+  const std::unique_ptr<Backend> backend_;
+  const FinishedCallback on_finished_;
+  RequestQueue queue_;
+  Delivery delivery_;
+
+  // The worker thread's own.
+  Scheduler scheduler_;
+  Batch batch_;
+  StepResult result_;
+  std::vector<std::unique_ptr<Sequence>> incoming_;
+  Clock::time_point last_finish_;
+
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> failed_{false};
+  std::atomic<int32_t> running_{0};
+  std::atomic<int32_t> blocks_free_{0};
+  std::atomic<int64_t> tokens_outstanding_{0};
+  std::atomic<uint64_t> steps_{0};
+  std::atomic<uint64_t> preemptions_{0};
+  std::atomic<int64_t> progress_ns_{0};  // Clock time of the last progress; 0 when idle
+  std::atomic<double> finish_interval_{0};
+  std::thread thread_;
+};
+
+}  // namespace ferrite

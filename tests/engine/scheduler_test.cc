@@ -1,0 +1,248 @@
+#include "engine/scheduler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/testing/stream_reader.h"
+
+namespace ferrite {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::StreamReader;
+
+// Drives a scheduler by hand: every sampled token is `next_token`.
+class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
+ protected:
+  void SetUp() override {
+    auto tokenizer = Tokenizer::Load(std::string(FERRITE_SOURCE_DIR) + "/models/stories260k");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    tokenizer_ = *std::move(tokenizer);
+  }
+
+  void Start(int32_t num_blocks, int32_t block_size, int32_t max_running, int32_t max_step_tokens) {
+    BackendInfo info;
+    info.num_blocks = num_blocks;
+    info.block_size = block_size;
+    block_size_ = block_size;
+    scheduler_ =
+        std::make_unique<Scheduler>(info, SchedulerOptions{max_running, max_step_tokens}, this);
+  }
+
+  std::shared_ptr<StreamReader> Add(int32_t prompt_tokens, int32_t max_new_tokens,
+                                    int32_t priority = 0) {
+    GenerateRequest request;
+    request.prompt.assign(prompt_tokens, 300);
+    request.max_new_tokens = max_new_tokens;
+    request.priority = priority;
+    request.sampling.end_token_ids = {2};
+    auto reader = StreamReader::Create();
+    scheduler_->Add(
+        std::make_unique<Sequence>(std::move(request), *tokenizer_, block_size_, reader->stream()));
+    return reader;
+  }
+
+  // Plans a step; its chunk lengths, in the order of the batch.
+  std::vector<int32_t> Plan() {
+    scheduler_->Plan(now_, &batch_);
+    if (!batch_.empty()) {
+      rows_[batch_.step] = batch_.num_samples();
+    }
+    std::vector<int32_t> lengths;
+    for (int32_t s = 0; s < batch_.num_sequences(); ++s) {
+      lengths.push_back(batch_.cu_seqlens[s + 1] - batch_.cu_seqlens[s]);
+    }
+    return lengths;
+  }
+
+  void Complete(TokenId token = 300) {
+    StepResult result;
+    result.step = ++completed_;
+    result.token_ids.assign(rows_[completed_], token);
+    for (int32_t row = 0; row <= rows_[completed_]; ++row) {
+      result.row_offsets.push_back(row);
+    }
+    const absl::Status status = scheduler_->Complete(result, now_);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  void OnLeftWaiting(const Sequence&) override { ++left_waiting_; }
+  void OnFinished(const Sequence&) override { ++finished_; }
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Scheduler> scheduler_;
+  int32_t block_size_ = 0;
+  Batch batch_;
+  std::map<uint64_t, int32_t> rows_;
+  uint64_t completed_ = 0;
+  int left_waiting_ = 0;
+  int finished_ = 0;
+  Clock::time_point now_ = Clock::now();
+};
+
+TEST_F(SchedulerTest, SharesOneBudgetBetweenDecodesAndPrefillChunks) {
+  Start(64, 4, 4, 8);
+  Add(3, 10);
+  EXPECT_THAT(Plan(), ElementsAre(3));
+  Complete();
+  Add(20, 10);
+  EXPECT_THAT(Plan(), ElementsAre(1, 7));  // the decode first, the chunk takes the rest
+  EXPECT_THAT(batch_.sample_seqs, ElementsAre(0));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 7));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 6));  // the prompt's end samples too
+  EXPECT_THAT(batch_.sample_seqs, ElementsAre(0, 1));
+  EXPECT_THAT(batch_.kv_lens, ElementsAre(6, 20));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));
+}
+
+TEST_F(SchedulerTest, FeedsSampledTokensOnTheDeviceWhenAStepIsOutstanding) {
+  Start(64, 4, 4, 32);
+  Add(3, 3);
+  Add(2, 3);
+  EXPECT_THAT(Plan(), ElementsAre(3, 2));
+  EXPECT_THAT(batch_.input_rows, ElementsAre(-1, -1));
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));
+  EXPECT_THAT(batch_.input_rows, ElementsAre(0, 1));
+  EXPECT_THAT(batch_.positions, ElementsAre(3, 2));
+  EXPECT_THAT(batch_.output_indices, ElementsAre(1, 1));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));
+  Complete();
+  // The third token, the last allowed, is in flight: known when planning.
+  EXPECT_THAT(Plan(), ElementsAre());
+  Complete();
+  EXPECT_EQ(finished_, 2);
+  EXPECT_FALSE(scheduler_->has_work());
+  EXPECT_EQ(scheduler_->blocks().num_free(), 64);
+}
+
+TEST_F(SchedulerTest, DiscardsWhatWasSampledAfterALateStop) {
+  Start(64, 4, 4, 32);
+  const auto reader = Add(3, 10);
+  Plan();
+  Plan();
+  Complete(/*token=*/2);  // an end token, while the next step runs already
+  EXPECT_EQ(finished_, 1);
+  EXPECT_LT(scheduler_->blocks().num_free(), 64);  // still in flight
+  EXPECT_THAT(Plan(), ElementsAre());
+  Complete(/*token=*/301);
+  EXPECT_EQ(scheduler_->blocks().num_free(), 64);
+  reader->OnOutput();
+  EXPECT_THAT(reader->tokens(), ElementsAre(2));
+  EXPECT_EQ(reader->text(), "");
+  EXPECT_EQ(reader->completion().completion_tokens, 1);
+  EXPECT_EQ(reader->completion().reason, FinishReason::kStop);
+}
+
+TEST_F(SchedulerTest, AdmitsInOrderOfPriorityThenArrival) {
+  Start(64, 4, 1, 32);
+  Add(5, 1);
+  Add(6, 1);
+  Add(7, 1, /*priority=*/1);
+  EXPECT_THAT(Plan(), ElementsAre(7));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(5));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(6));
+}
+
+TEST_F(SchedulerTest, PreemptsTheYoungestWhenTheOldestNeedsItsBlocks) {
+  Start(/*num_blocks=*/6, /*block_size=*/2, 4, 32);
+  Add(4, 8);
+  EXPECT_THAT(Plan(), ElementsAre(4));
+  Complete();
+  Add(3, 6);
+  EXPECT_THAT(Plan(), ElementsAre(1, 3));  // 3 + 2 blocks, one free
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1));  // the old one took the last block; the young one sits out
+  EXPECT_EQ(scheduler_->blocks().num_free(), 0);
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1));
+  Complete();
+  EXPECT_EQ(scheduler_->num_preemptions(), 0u);
+  EXPECT_THAT(Plan(), ElementsAre(1));  // a fifth block: the young one gives up its two
+  EXPECT_EQ(scheduler_->num_preemptions(), 1u);
+  EXPECT_EQ(scheduler_->blocks().num_free(), 1);
+  EXPECT_EQ(scheduler_->num_waiting(), 1);
+}
+
+TEST_F(SchedulerTest, FreesAPreemptedSequenceOnlyAfterItsLastStep) {
+  Start(/*num_blocks=*/5, /*block_size=*/2, 4, 32);
+  Add(4, 5);
+  const auto young = Add(2, 4);
+  EXPECT_THAT(Plan(), ElementsAre(4, 2));
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));  // 3 + 2 blocks, none free
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 1));
+  Complete();
+  // The old one wants a fourth block: the young one must go, but is in flight.
+  EXPECT_THAT(Plan(), ElementsAre());
+  EXPECT_EQ(scheduler_->num_preemptions(), 1u);
+  EXPECT_EQ(scheduler_->blocks().num_free(), 0);
+  Complete();
+  EXPECT_EQ(scheduler_->blocks().num_free(), 2);
+  EXPECT_THAT(Plan(), ElementsAre(1));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1));
+  Complete();
+  young->OnOutput();
+  EXPECT_EQ(young->tokens().size(), 3u);  // nothing of its output is lost
+  // The old one has finished; the young one starts over with prompt and output.
+  EXPECT_THAT(Plan(), ElementsAre(5));
+  EXPECT_THAT(batch_.output_indices, ElementsAre(3));
+  EXPECT_EQ(batch_.slot_assignments.size(), 1u);
+  Complete();
+  EXPECT_EQ(finished_, 2);
+  EXPECT_EQ(left_waiting_, 2);  // the preempted one did not count as waiting again
+  EXPECT_EQ(scheduler_->blocks().num_free(), 5);
+}
+
+TEST_F(SchedulerTest, EndsCancelledAndLateSequencesAtTheNextPlan) {
+  Start(64, 4, 4, 32);
+  const auto cancelled = Add(3, 10);
+  const auto aborted = Add(3, 10);
+  GenerateRequest request;
+  request.prompt = {300};
+  request.max_new_tokens = 10;
+  request.deadline = now_ + std::chrono::seconds(1);
+  const auto late = StreamReader::Create();
+  scheduler_->Add(
+      std::make_unique<Sequence>(std::move(request), *tokenizer_, block_size_, late->stream()));
+  EXPECT_THAT(Plan(), ElementsAre(3, 3, 1));
+  cancelled->stream()->Cancel();
+  aborted->stream()->Abort();
+  now_ += std::chrono::seconds(2);
+  EXPECT_THAT(Plan(), ElementsAre());
+  EXPECT_EQ(finished_, 3);
+  Complete();
+  EXPECT_EQ(scheduler_->blocks().num_free(), 64);
+  for (const auto& reader : {cancelled, aborted, late}) {
+    reader->OnOutput();
+    EXPECT_TRUE(reader->tokens().empty());
+  }
+  EXPECT_EQ(cancelled->completion().status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(late->completion().status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(aborted->completion().status.ok());
+  EXPECT_EQ(aborted->completion().reason, FinishReason::kAborted);
+}
+
+TEST_F(SchedulerTest, RefusesAResultOfAnotherStep) {
+  Start(64, 4, 4, 32);
+  Add(3, 10);
+  Plan();
+  StepResult result;
+  result.step = 7;
+  result.row_offsets = {0, 1};
+  result.token_ids = {5};
+  EXPECT_EQ(scheduler_->Complete(result, now_).code(), absl::StatusCode::kInternal);
+}
+
+}  // namespace
+}  // namespace ferrite

@@ -1,0 +1,108 @@
+// A backend without a model: a device thread that takes its time, a KV pool that holds token ids,
+// and tokens from a script.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/backend.h"
+#include "engine/clock.h"
+
+namespace ferrite::testing {
+
+// The next token of a sequence, given all tokens before it (prompt and output so far).
+using TokenSource = std::function<TokenId(std::span<const TokenId> context)>;
+
+// Tokens below `vocab_size` that depend on every token before: an error anywhere changes them.
+TokenSource HashedTokens(int32_t vocab_size);
+
+struct FakeBackendOptions {
+  int32_t num_blocks = 64;
+  int32_t block_size = 4;
+  int32_t max_sequences = 16;
+  int32_t max_step_tokens = 64;
+  int32_t max_sequence_length = 128;
+  int32_t vocab_size = 512;
+  int32_t pipeline_depth = 2;
+  std::chrono::nanoseconds step_time{0};
+  TokenSource source = HashedTokens(512);
+  // Rebuilds every context from the KV pool through the block table, and checks what a real kernel
+  // would take on trust. Off for benchmarks, where `source` then sees only the last token.
+  bool check_kv = true;
+};
+
+// What went by, for tests and benchmarks. Read after the worker has gone idle.
+struct FakeBackendStats {
+  uint64_t steps = 0;
+  int32_t most_outstanding = 0;
+  int32_t largest_step_tokens = 0;
+  int32_t largest_step_sequences = 0;
+  std::vector<double> idle_seconds;   // per step: the device had nothing to do before it
+  std::vector<std::string> problems;  // broken rules of the Batch contract
+};
+
+class FakeBackend final : public Backend {
+ public:
+  explicit FakeBackend(FakeBackendOptions options);
+  ~FakeBackend() override;
+
+  const BackendInfo& info() const override { return info_; }
+  absl::Status Launch(const Batch& batch) override;
+  absl::Status Wait(StepResult* result) override;
+
+  // From this step on, Wait (or Launch) fails.
+  void FailWaitAt(uint64_t step) { fail_wait_at_ = step; }
+  void FailLaunchAt(uint64_t step) { fail_launch_at_ = step; }
+  // From this step on the device hangs, until released.
+  void HangAt(uint64_t step) { hang_at_ = step; }
+  void ReleaseHang();
+
+  FakeBackendStats stats();
+
+ private:
+  struct Step {
+    Batch batch;
+    std::vector<TokenId> tokens;
+    Clock::time_point launched;
+  };
+
+  void RunDevice();
+  void Compute(Step& step);
+  void ApplyChanges(const Batch& batch);
+  TokenId InputToken(const Batch& batch, int32_t sequence, int32_t token) const;
+  void CheckAndWrite(const Batch& batch, int32_t sequence);
+  void Problem(const std::string& what);
+
+  const FakeBackendOptions options_;
+  BackendInfo info_;
+  std::atomic<uint64_t> fail_wait_at_{UINT64_MAX};
+  std::atomic<uint64_t> fail_launch_at_{UINT64_MAX};
+  std::atomic<uint64_t> hang_at_{UINT64_MAX};
+
+  // The device's own.
+  std::vector<TokenId> kv_;                   // [num_blocks * block_size]
+  std::vector<std::vector<int32_t>> tables_;  // by slot
+  std::vector<TokenId> context_;              // scratch
+  std::vector<TokenId> previous_tokens_;      // by sample row of the step before
+  Clock::time_point device_free_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::array<Step, 2> steps_;  // step s is at s % 2
+  uint64_t launched_ = 0;
+  uint64_t computed_ = 0;
+  uint64_t waited_ = 0;
+  bool closed_ = false;
+  FakeBackendStats stats_;
+  std::thread device_;
+};
+
+}  // namespace ferrite::testing
