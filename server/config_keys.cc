@@ -1,0 +1,316 @@
+#include "server/config_keys.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+
+namespace ferrite {
+namespace {
+
+template <typename... Ts>
+struct Overloaded : Ts... {
+  using Ts::operator()...;
+};
+template <typename... Ts>
+Overloaded(Ts...) -> Overloaded<Ts...>;
+
+// host:port, [ipv6]:port or unix:path.
+bool IsListenAddress(std::string_view value) {
+  if (value.starts_with("unix:")) return value.size() > 5;
+  const size_t colon = value.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return false;
+  const std::string_view host = value.substr(0, colon);
+  const std::string_view port = value.substr(colon + 1);
+  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  if (!bracketed && host.find_first_of(":/[] ") != std::string_view::npos) return false;
+  int number = -1;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+  return error == std::errc() && end == port.data() + port.size() && number >= 0 && number <= 65535;
+}
+
+bool IsNotEmpty(std::string_view value) { return !value.empty(); }
+
+constexpr double kDay = 86400;
+
+#define FIELD(member) [](ServerConfig& c) -> ConfigField { return &c.member; }
+
+constexpr ConfigKey kKeys[] = {
+    {.name = "server.listen",
+     .field = FIELD(server.listen),
+     .help = "Where to listen. Port 0 takes any free port, which the log then names.",
+     .form = "host:port or unix:path",
+     .has_form = IsListenAddress},
+    {.name = "server.max_message_bytes",
+     .field = FIELD(server.max_message_bytes),
+     .help = "The largest request or response, in bytes.",
+     .min = 1024,
+     .max = 1 << 30},
+    {.name = "server.reflection",
+     .field = FIELD(server.reflection),
+     .help = "Whether clients may ask for the services and their messages (gRPC reflection)."},
+    {.name = "server.drain_grace_seconds",
+     .field = FIELD(server.drain_grace_seconds),
+     .help = "On SIGTERM: how long to report NOT_SERVING and still accept requests, so that load "
+             "balancers can look elsewhere.",
+     .max = kDay},
+    {.name = "server.drain_timeout_seconds",
+     .field = FIELD(server.drain_timeout_seconds),
+     .help = "After the grace: how long the requests in flight may take before they are cancelled.",
+     .max = kDay},
+
+    {.name = "model.path",
+     .field = FIELD(model.path),
+     .help = "The model's folder in Hugging Face layout, relative to the working directory.",
+     .form = "a path",
+     .has_form = IsNotEmpty},
+    {.name = "model.name",
+     .field = FIELD(model.name),
+     .help = "The name that clients see and may ask for. Empty: the last folder name of the path."},
+
+    {.name = "backend.type",
+     .field = FIELD(backend.type),
+     .help = "What computes.",
+     .choices = "cpu"},
+    {.name = "backend.compute_type",
+     .field = FIELD(backend.compute_type),
+     .help = "The precision of the matrix products. auto: the backend's fastest.",
+     .choices = "auto|fp32|bf16"},
+    {.name = "backend.threads",
+     .field = FIELD(backend.threads),
+     .help = "Threads of the CPU backend. 0: all cores.",
+     .max = 1024},
+
+    {.name = "workers",
+     .field = FIELD(workers),
+     .help = "The replicas of the model, each with the devices that it runs on. Device 0 is the "
+             "only one of the cpu backend."},
+
+    {.name = "scheduler.max_running",
+     .field = FIELD(scheduler.max_running),
+     .help = "Sequences that one worker runs at a time.",
+     .min = 1,
+     .max = 4096},
+    {.name = "scheduler.max_step_tokens",
+     .field = FIELD(scheduler.max_step_tokens),
+     .help = "Tokens in one step of a worker, decoding and prompts together. Not less than "
+             "max_running.",
+     .min = 1,
+     .max = 65536},
+    {.name = "scheduler.max_context",
+     .field = FIELD(scheduler.max_context),
+     .help = "Tokens that a prompt and its output may have together. 0: what the model allows.",
+     .max = 1 << 24},
+    {.name = "scheduler.max_waiting",
+     .field = FIELD(scheduler.max_waiting),
+     .help = "Requests that may wait for one worker. One more is refused with RESOURCE_EXHAUSTED.",
+     .min = 1,
+     .max = 1e6},
+    {.name = "scheduler.max_waiting_tokens",
+     .field = FIELD(scheduler.max_waiting_tokens),
+     .help = "Prompt tokens that may wait for one worker. A request above that is refused.",
+     .min = 1,
+     .max = 1e12},
+
+    {.name = "kv_cache.block_size",
+     .field = FIELD(kv_cache.block_size),
+     .help = "Tokens in one block of a worker's KV cache.",
+     .min = 1,
+     .max = 256},
+    // The most blocks whose slots an int32 can number at the largest block size.
+    {.name = "kv_cache.blocks",
+     .field = FIELD(kv_cache.blocks),
+     .help = "Blocks of a worker's KV cache. 0: as many as memory_mb holds.",
+     .max = 8388607},
+    {.name = "kv_cache.memory_mb",
+     .field = FIELD(kv_cache.memory_mb),
+     .help = "MiB for a worker's KV cache. Not looked at if blocks is given.",
+     .min = 1,
+     .max = 1 << 24},
+
+    {.name = "defaults.temperature",
+     .field = FIELD(defaults.temperature),
+     .help = "Taken, like the rest of this section, when neither the request nor the model's "
+             "generation_config.json says. 0 is greedy.",
+     .max = 100},
+    {.name = "defaults.top_k",
+     .field = FIELD(defaults.top_k),
+     .help = "How many of the likeliest tokens stay. 0: all."},
+    {.name = "defaults.top_p",
+     .field = FIELD(defaults.top_p),
+     .help = "The probability that the tokens that stay must reach together. 1: all stay.",
+     .max = 1,
+     .above_min = true},
+    {.name = "defaults.min_p",
+     .field = FIELD(defaults.min_p),
+     .help = "The least probability that stays, relative to the likeliest token's. 0: all stay.",
+     .max = 1},
+    {.name = "defaults.max_new_tokens",
+     .field = FIELD(defaults.max_new_tokens),
+     .help = "Tokens to generate at most. 0: what the context has left."},
+
+    {.name = "log.format",
+     .field = FIELD(log.format),
+     .help = "One line an event, on stderr.",
+     .choices = "text|json"},
+    {.name = "log.level",
+     .field = FIELD(log.level),
+     .help = "The least severe level that is written.",
+     .choices = "debug|info|warning|error"},
+};
+
+#undef FIELD
+
+std::vector<std::string> Choices(const ConfigKey& key) {
+  return absl::StrSplit(key.choices, '|', absl::SkipEmpty());
+}
+
+bool InBounds(const ConfigKey& key, double value) {
+  return value <= key.max && (key.above_min ? value > key.min : value >= key.min);
+}
+
+// from_chars takes neither blanks nor a plus sign nor a tail, and does not ask the locale.
+template <typename T>
+bool StoreNumber(const ConfigKey& key, std::string_view text, T* out) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return false;
+  if (!InBounds(key, static_cast<double>(value))) return false;  // NaN is never in bounds
+  *out = value;
+  return true;
+}
+
+bool StoreBool(std::string_view text, bool* out) {
+  if (text != "true" && text != "false") return false;
+  *out = text == "true";
+  return true;
+}
+
+bool StoreString(const ConfigKey& key, std::string_view text, std::string* out) {
+  const std::vector<std::string> choices = Choices(key);
+  if (!choices.empty() && std::find(choices.begin(), choices.end(), text) == choices.end()) {
+    return false;
+  }
+  if (key.has_form != nullptr && !key.has_form(text)) return false;
+  *out = text;
+  return true;
+}
+
+std::string NumberText(double value) {
+  std::array<char, 32> digits;
+  const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
+  return std::string(digits.data(), end);
+}
+
+std::string BoundsText(const ConfigKey& key) {
+  // Written out rather than as 1e+06.
+  const std::string max = absl::StrCat(static_cast<int64_t>(key.max));
+  if (key.above_min) return absl::StrCat("above ", static_cast<int64_t>(key.min), ", up to ", max);
+  return absl::StrCat("from ", static_cast<int64_t>(key.min), " to ", max);
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row.back();
+}
+
+std::string_view LastPart(std::string_view name) { return name.substr(name.rfind('.') + 1); }
+
+}  // namespace
+
+std::span<const ConfigKey> ConfigKeys() { return kKeys; }
+
+const ConfigKey* FindConfigKey(std::string_view name) {
+  for (const ConfigKey& key : kKeys) {
+    if (name == key.name) return &key;
+  }
+  return nullptr;
+}
+
+std::string Expectation(const ConfigKey& key) {
+  ServerConfig config;
+  return std::visit(
+      Overloaded{
+          [&](std::string*) -> std::string {
+            const std::string words = absl::StrReplaceAll(key.choices, {{"|", ", "}});
+            if (words.empty()) return key.form;
+            return absl::StrCat(words == key.choices ? "" : "one of ", words);
+          },
+          [&](bool*) -> std::string { return "true or false"; },
+          [&](double*) { return absl::StrCat("a number ", BoundsText(key)); },
+          [&](std::vector<WorkerConfig>*) -> std::string { return "a list like [{devices: [0]}]"; },
+          [&](auto*) { return absl::StrCat("an integer ", BoundsText(key)); },
+      },
+      key.field(config));
+}
+
+bool StoreScalar(const ConfigKey& key, std::string_view text, ServerConfig* config) {
+  return std::visit(Overloaded{
+                        [&](std::string* out) { return StoreString(key, text, out); },
+                        [&](bool* out) { return StoreBool(text, out); },
+                        [&](std::vector<WorkerConfig>*) { return false; },
+                        [&](auto* out) { return StoreNumber(key, text, out); },
+                    },
+                    key.field(*config));
+}
+
+std::string PrintValue(const ConfigKey& key, const ServerConfig& config) {
+  ServerConfig copy = config;  // a key's accessor wants a mutable one
+  return std::visit(Overloaded{
+                        [](std::string* value) {
+                          using Json = nlohmann::json;
+                          return Json(*value).dump(-1, ' ', /*ensure_ascii=*/false,
+                                                   Json::error_handler_t::replace);
+                        },
+                        [](bool* value) -> std::string { return *value ? "true" : "false"; },
+                        [](double* value) {
+                          const std::string text = NumberText(*value);
+                          return text.find_first_of(".e") == std::string::npos ? text + ".0" : text;
+                        },
+                        [](std::vector<WorkerConfig>* workers) {
+                          std::vector<std::string> entries;
+                          for (const WorkerConfig& worker : *workers) {
+                            entries.push_back(absl::StrCat(
+                                "{devices: [", absl::StrJoin(worker.devices, ", "), "]}"));
+                          }
+                          return absl::StrCat("[", absl::StrJoin(entries, ", "), "]");
+                        },
+                        [](auto* value) { return absl::StrCat(*value); },
+                    },
+                    key.field(copy));
+}
+
+std::string DidYouMean(std::string_view name, std::span<const std::string> known) {
+  const std::string* best = nullptr;
+  size_t best_distance = std::max<size_t>(2, name.size() / 4) + 1;
+  for (const std::string& candidate : known) {
+    // The right key in the wrong section is as good as a slip of the finger.
+    const bool misplaced = LastPart(candidate) == LastPart(name);
+    const size_t distance = misplaced ? 1 : EditDistance(name, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = &candidate;
+    }
+  }
+  return best == nullptr ? "" : absl::StrCat(" (did you mean '", *best, "'?)");
+}
+
+}  // namespace ferrite
