@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,36 +11,23 @@
 #include <unordered_map>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/model/mapped_file.h"
+#include "engine/model/tensor_view.h"
 
 namespace ferrite {
-
-enum class DType { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool };
-
-size_t DTypeSize(DType dtype);            // bytes an element
-std::string_view DTypeName(DType dtype);  // "F32", as safetensors spells it
-
-// A tensor inside a mapped file. Lives as long as its Checkpoint. `data` has the alignment the file
-// gives it, which may be less than that of an element.
-struct TensorView {
-  std::string_view name;
-  DType dtype;
-  std::vector<int64_t> shape;       // row-major
-  std::span<const std::byte> data;  // exactly num_elements() * DTypeSize(dtype) bytes
-
-  int64_t num_elements() const;
-};
 
 // Read-only and thread-safe after Open.
 class Checkpoint {
  public:
   // Opens `directory`/model.safetensors, or every shard that
-  // `directory`/model.safetensors.index.json names. NotFound if neither is there. Every header is
-  // validated before any tensor is handed out: a missing, truncated or lying file, an unknown
-  // dtype, offsets that overlap, leave holes or leave the file, and an index that disagrees with
-  // its shards are InvalidArgument naming the file, the tensor and the numbers.
+  // `directory`/model.safetensors.index.json names (the former if both are there). NotFound if
+  // neither is, or no such folder; a file that cannot be read is what errno says. Every header is
+  // validated before any tensor is handed out: a missing shard, a truncated or lying file, an
+  // unknown dtype, offsets that overlap, leave holes or leave the file, and an index that disagrees
+  // with its shards are InvalidArgument naming the file, the tensor and the numbers.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
-  ~Checkpoint();
 
   Checkpoint(const Checkpoint&) = delete;
   Checkpoint& operator=(const Checkpoint&) = delete;
@@ -55,16 +43,16 @@ class Checkpoint {
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
  private:
-  class MappedFile;
-  Checkpoint();
+  Checkpoint() = default;
+
+  absl::Status AddFile(const std::string& path);
+  absl::Status AddShards(const std::string& directory, const std::string& index_path,
+                         std::string_view index_text);
 
   std::vector<std::unique_ptr<MappedFile>> files_;
-  std::vector<TensorView> tensors_;
+  std::deque<std::string> names_;    // what the views' names point to, hence never moved
+  std::vector<TensorView> tensors_;  // file by file, each in the order of its data
   std::unordered_map<std::string_view, size_t> index_;
 };
-
-// Converts a floating-point tensor's elements [first, first + out.size()) to fp32. The range must
-// lie within the tensor (checked by the caller).
-void ConvertToFloat(const TensorView& tensor, int64_t first, std::span<float> out);
 
 }  // namespace ferrite
