@@ -1,8 +1,10 @@
 // Turns a growing list of token ids into text, piece by piece.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "engine/ids.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -29,11 +31,14 @@ class IncrementalDecoder {
   void Finish(std::string* out);
 
  private:
-  const Tokenizer* tokenizer_;
+  void EmitBytes(std::string* out);
+  void Emit(std::string_view text, std::string* out);
+
+  const DecodeTable* table_;
   bool skip_special_tokens_;
-  bool at_start_ = true;
-  std::string held_;
-  std::string scratch_;
+  int64_t strip_left_;   // how many characters the start of the text may still lose
+  std::string held_;     // a run of byte tokens that has not ended
+  std::string scratch_;  // text of a prompt, which nobody wants
 };
 
 }  // namespace ferrite

@@ -13,6 +13,8 @@
 
 namespace ferrite {
 
+class DecodeTable;
+
 // Immutable and thread-safe after Create. The pipeline is added tokens -> normalizer ->
 // pre-tokenizer -> BPE -> post-processor one way, and the decoder the other way.
 class Tokenizer {
@@ -48,6 +50,8 @@ class Tokenizer {
   friend class IncrementalDecoder;
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  const DecodeTable& decode_table() const;
+
   std::unique_ptr<const Impl> impl_;
 };
 
