@@ -2,26 +2,12 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <vector>
 
-namespace {
-std::atomic<int64_t> allocations{0};
-}  // namespace
-
-// Counted here, for the test that appending allocates nothing.
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#include "tests/engine/tokenizer/allocation_counter.h"
 
 namespace ferrite {
 namespace {
@@ -127,14 +113,15 @@ TEST_F(IncrementalDecoderTest, AppendingAllocatesNothing) {
   IncrementalDecoder decoder(*tokenizer_, true);
   std::string out;
   out.reserve(1 << 20);
-  const int64_t before = allocations;
+  const int64_t before = AllocationCount();
+  ASSERT_GT(before, 0);
   for (int round = 0; round < 20; ++round) {
     for (TokenId id = -1; id <= tokenizer_->vocab_size(); ++id) {
       decoder.Append(id, &out);
     }
   }
   decoder.Finish(&out);
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_GT(out.size(), 10000u);
 }
 
