@@ -19,7 +19,7 @@ struct SamplingParams {
   // While fewer than min_new_tokens have been generated, the tokens of `end_token_ids` (the model's
   // end tokens and the request's stop tokens) cannot be sampled.
   int32_t min_new_tokens = 0;
-  std::vector<TokenId> end_token_ids;
+  std::vector<TokenId> end_token_ids = {};
 };
 
 }  // namespace ferrite
