@@ -24,6 +24,7 @@ struct ServerConfig {
     bool reflection = true;
     double drain_grace_seconds = 2;
     double drain_timeout_seconds = 30;
+    double stuck_step_seconds = 60;
     bool operator==(const Server&) const = default;
   } server;
 

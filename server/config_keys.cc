@@ -66,6 +66,12 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(server.drain_timeout_seconds),
      .help = "After the grace: how long the requests in flight may take before they are cancelled.",
      .max = kDay},
+    {.name = "server.stuck_step_seconds",
+     .field = FIELD(server.stuck_step_seconds),
+     .help = "A step that makes no progress for this long turns liveness, so that the server is "
+             "restarted. Above the longest step that a busy worker can take.",
+     .min = 1,
+     .max = kDay},
 
     {.name = "model.path",
      .field = FIELD(model.path),

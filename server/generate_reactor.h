@@ -1,0 +1,97 @@
+// The two reactors of Generate: one that streams and one that answers once.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#include "engine/engine.h"
+#include "engine/mutex.h"
+#include "engine/token_stream.h"
+#include "ferrite/v1/inference.pb.h"
+#include "server/generate_params.h"
+
+namespace ferrite {
+
+// What the reactors of a service share.
+struct GenerateContext {
+  RequestContext request;
+  Engine* engine;
+  std::atomic<int32_t>* active_calls;  // reactors that have not reached OnDone
+};
+
+// Streams `started`, deltas and `finished`. Reactions and OnOutput run concurrently on gRPC's and
+// the engine's threads; MaybeWrite is the only place that starts a write or finishes. While a write
+// is in flight new output merges in the TokenStream. The reactor keeps itself alive until OnDone.
+class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                                    public TokenStream::Listener {
+ public:
+  // Submits the request; what is wrong with it becomes the status of the call.
+  static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(const GenerateContext& context,
+                                                           grpc::CallbackServerContext* call,
+                                                           const grpc::ByteBuffer& request);
+
+  void OnOutput() override { MaybeWrite(); }
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  enum class Action { kNone, kWrite, kWriteAndFinish, kFinish };
+
+  GenerateStreamReactor(const GenerateContext& context, grpc::CallbackServerContext* call);
+  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  void MaybeWrite();
+  Action NextAction() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const GenerateContext context_;
+  grpc::CallbackServerContext* const call_;
+  std::shared_ptr<GenerateStreamReactor> self_;
+  std::shared_ptr<TokenStream> stream_;  // null if the request was refused
+
+  Mutex mutex_;
+  absl::Status refused_ ABSL_GUARDED_BY(mutex_);
+  bool started_sent_ ABSL_GUARDED_BY(mutex_) = false;
+  bool write_in_flight_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  v1::PromptInfo info_ ABSL_GUARDED_BY(mutex_);
+  OutputDelta delta_ ABSL_GUARDED_BY(mutex_);
+  v1::GenerateStreamResponse message_ ABSL_GUARDED_BY(mutex_);
+  grpc::ByteBuffer bytes_;     // of the write in flight; whoever set write_in_flight_ owns it
+  absl::Status final_status_;  // likewise of finish_called_
+};
+
+// Answers once, when the request has ended.
+class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public TokenStream::Listener {
+ public:
+  static grpc::ServerUnaryReactor* Start(const GenerateContext& context,
+                                         grpc::CallbackServerContext* call,
+                                         const grpc::ByteBuffer& request,
+                                         grpc::ByteBuffer* response);
+
+  void OnOutput() override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  GenerateUnaryReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
+                       grpc::ByteBuffer* response);
+  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // Whether the caller is the one to finish the call.
+  bool ClaimFinish();
+
+  const GenerateContext context_;
+  grpc::CallbackServerContext* const call_;
+  grpc::ByteBuffer* const response_;
+  std::shared_ptr<GenerateUnaryReactor> self_;
+  std::shared_ptr<TokenStream> stream_;  // null if the request was refused
+  v1::PromptInfo info_;                  // set before the request is submitted
+
+  Mutex mutex_;
+  bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace ferrite

@@ -1,0 +1,45 @@
+// ferrite.v1.Inference.
+#pragma once
+
+#include "ferrite/v1/inference.grpc.pb.h"
+#include "server/generate_reactor.h"
+
+namespace ferrite {
+
+// Every method takes and gives raw bytes, so that server/wire.h does the parsing.
+using RawInferenceService = v1::Inference::WithRawCallbackMethod_Generate<
+    v1::Inference::WithRawCallbackMethod_GenerateStream<
+        v1::Inference::WithRawCallbackMethod_Embed<v1::Inference::WithRawCallbackMethod_Tokenize<
+            v1::Inference::WithRawCallbackMethod_Detokenize<v1::Inference::Service>>>>>;
+
+// Thread-safe. What it is given must outlive the gRPC server.
+class InferenceService final : public RawInferenceService {
+ public:
+  InferenceService(RequestContext context, Engine* engine)
+      : context_(context), generate_{context, engine, &active_calls_} {}
+
+  // Generate calls whose last byte has not been handed to the client's connection.
+  int32_t active_calls() const { return active_calls_.load(); }
+
+  grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* call,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStream(
+      grpc::CallbackServerContext* call, const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Embed(grpc::CallbackServerContext* call,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* call,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* call,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
+
+ private:
+  const RequestContext context_;
+  std::atomic<int32_t> active_calls_{0};
+  const GenerateContext generate_;
+};
+
+}  // namespace ferrite

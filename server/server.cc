@@ -1,0 +1,177 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/model/checkpoint.h"
+#include "engine/status_macros.h"
+#include "server/backend_factory.h"
+
+namespace ferrite {
+namespace {
+
+constexpr char kLiveness[] = "";
+constexpr char kReadiness[] = "ferrite.v1.Inference";
+constexpr std::chrono::milliseconds kHealthPeriod(500);
+constexpr std::chrono::milliseconds kDrainPoll(10);
+// What Tokenize, GetLoad and the like may take once everything else has ended.
+constexpr std::chrono::milliseconds kShortCalls(200);
+
+EngineOptions ToEngineOptions(const ServerConfig::Scheduler& scheduler) {
+  EngineOptions options;
+  options.scheduler.max_running = scheduler.max_running;
+  options.scheduler.max_step_tokens = scheduler.max_step_tokens;
+  options.admission.max_waiting_requests = scheduler.max_waiting;
+  options.admission.max_waiting_tokens = scheduler.max_waiting_tokens;
+  return options;
+}
+
+std::string CannotListen(const std::string& address) {
+  return absl::StrCat("server.listen is '", address,
+                      "'; the server cannot listen there: the address is in use or not one of "
+                      "this machine's");
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Create(const ServerConfig& config,
+                                                       const Logger* logger,
+                                                       Clock::time_point process_start) {
+  const std::string& path = config.model.path;
+  ASSIGN_OR_RETURN(ServedModel model, LoadServedModel(path, config.model.served_name()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(path));
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Backend>> backends,
+                   CreateBackends(config, model.config, *checkpoint));
+  return CreateWithBackends(config, std::move(model), std::move(backends), logger, process_start);
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
+    const ServerConfig& config, ServedModel model, std::vector<std::unique_ptr<Backend>> backends,
+    const Logger* logger, Clock::time_point process_start) {
+  std::unique_ptr<Server> server(new Server(config, std::move(model), logger));
+  ASSIGN_OR_RETURN(server->engine_,
+                   Engine::Create(ToEngineOptions(config.scheduler), server->model_.tokenizer.get(),
+                                  std::move(backends)));
+  RETURN_IF_ERROR(server->Listen(process_start));
+  return server;
+}
+
+Server::Server(const ServerConfig& config, ServedModel model, const Logger* logger)
+    : config_(config), model_(std::move(model)), logger_(logger) {}
+
+absl::Status Server::Listen(Clock::time_point process_start) {
+  const RequestContext context{&model_, engine_.get(), config_.defaults};
+  inference_ = std::make_unique<InferenceService>(context, engine_.get());
+  control_ = std::make_unique<ControlService>(context, engine_.get(),
+                                              config_.server.max_message_bytes, process_start);
+
+  // Both are process-wide switches of gRPC; they act on servers built afterwards.
+  grpc::EnableDefaultHealthCheckService(true);
+  if (config_.server.reflection) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  }
+  grpc::ServerBuilder builder;
+  // Without this, a second server on the same port would silently share its connections.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.SetMaxReceiveMessageSize(config_.server.max_message_bytes);
+  builder.SetMaxSendMessageSize(-1);
+  builder.AddListeningPort(config_.server.listen, grpc::InsecureServerCredentials(), &port_);
+  builder.RegisterService(inference_.get());
+  builder.RegisterService(control_.get());
+  grpc_ = builder.BuildAndStart();
+  const bool is_unix = config_.server.listen.rfind("unix:", 0) == 0;
+  if (grpc_ == nullptr || (port_ == 0 && !is_unix)) {
+    return absl::UnavailableError(CannotListen(config_.server.listen));
+  }
+  if (is_unix) {
+    port_ = 0;
+  }
+  SetHealth(kLiveness, true);
+  SetHealth(kReadiness, true);
+  control_->MarkReady();
+  health_ = std::thread([this] { WatchHealth(); });
+  return absl::OkStatus();
+}
+
+Server::~Server() {
+  Shutdown(std::chrono::milliseconds(0));
+  if (health_.joinable()) {
+    {
+      MutexLock lock(&mutex_);
+      stopping_ = true;
+      changed_.NotifyAll();
+    }
+    health_.join();
+  }
+}
+
+// One name at a time: gRPC's calls for all of them would turn liveness too.
+void Server::SetHealth(const char* service, bool serving) {
+  grpc_->GetHealthCheckService()->SetServingStatus(service, serving);
+}
+
+// A worker that failed, or whose step has stopped making progress, turns liveness and readiness.
+void Server::WatchHealth() {
+  bool healthy = true;
+  while (true) {
+    {
+      MutexLock lock(&mutex_);
+      if (!stopping_) {
+        changed_.WaitUntil(&mutex_, Clock::now() + kHealthPeriod);
+      }
+      if (stopping_) {
+        return;
+      }
+    }
+    bool all_well = true;
+    for (const WorkerLoad& load : engine_->load()) {
+      all_well =
+          all_well && !load.failed && load.step_age_seconds < config_.server.stuck_step_seconds;
+    }
+    if (all_well == healthy) {
+      continue;
+    }
+    healthy = all_well;
+    logger_->Log(healthy ? LogLevel::kInfo : LogLevel::kError,
+                 healthy ? "worker_recovered" : "worker_unhealthy");
+    MutexLock lock(&mutex_);
+    SetHealth(kLiveness, healthy);
+    SetHealth(kReadiness, healthy && !draining_);
+  }
+}
+
+int32_t Server::Drain(const std::function<bool()>& hurry) {
+  {
+    MutexLock lock(&mutex_);
+    draining_ = true;
+    SetHealth(kReadiness, false);
+  }
+  control_->MarkDraining();
+  const auto wait_until = [&](Clock::time_point limit, const std::function<bool()>& done) {
+    while (!done() && !hurry() && Clock::now() < limit) {
+      std::this_thread::sleep_for(kDrainPoll);
+    }
+  };
+  const auto seconds = [](double value) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(value));
+  };
+  wait_until(Clock::now() + seconds(config_.server.drain_grace_seconds), [] { return false; });
+  engine_->CloseAdmission();
+  wait_until(Clock::now() + seconds(config_.server.drain_timeout_seconds),
+             [this] { return inference_->active_calls() == 0; });
+  const int32_t left = inference_->active_calls();
+  Shutdown(kShortCalls);
+  return left;
+}
+
+void Server::Shutdown(std::chrono::milliseconds patience) {
+  if (grpc_ != nullptr && !std::exchange(shut_down_, true)) {
+    grpc_->Shutdown(std::chrono::system_clock::now() + patience);
+  }
+}
+
+}  // namespace ferrite

@@ -1,0 +1,31 @@
+// The whole of a unary method that answers at once.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include "server/status_mapping.h"
+#include "server/wire.h"
+
+namespace ferrite {
+
+// Parses a Request, calls `serve(const Request&, Response*)`, which returns an absl::Status, and
+// finishes the call with what came of it.
+template <typename Request, typename Response, typename Serve>
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* call,
+                                      const grpc::ByteBuffer& request_bytes,
+                                      grpc::ByteBuffer* response_bytes, Serve&& serve) {
+  Request request;
+  Response response;
+  absl::Status status = ParseMessage(request_bytes, &request);
+  if (status.ok()) {
+    status = serve(request, &response);
+  }
+  if (status.ok()) {
+    *response_bytes = SerializeMessage(response);
+  }
+  grpc::ServerUnaryReactor* const reactor = call->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+}  // namespace ferrite
