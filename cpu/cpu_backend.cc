@@ -1,0 +1,212 @@
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cpu/forward.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+bool CpuMultipliesBf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
+#else
+  return false;
+#endif
+}
+
+// Norms are often kept in fp32 beside 16-bit weights, so what counts is the embedding table.
+bool Is16Bit(const Checkpoint& checkpoint) {
+  const TensorView* embed = checkpoint.Find("model.embed_tokens.weight");
+  return embed != nullptr && (embed->dtype == DType::kBF16 || embed->dtype == DType::kF16);
+}
+
+absl::StatusOr<ComputeType> ChooseComputeType(const std::string& wanted,
+                                              const Checkpoint& checkpoint) {
+  if (wanted == "fp32") {
+    return ComputeType::kFp32;
+  }
+  if (wanted == "bf16") {
+    return ComputeType::kBf16;
+  }
+  if (wanted == "auto") {
+    return Is16Bit(checkpoint) && CpuMultipliesBf16() ? ComputeType::kBf16 : ComputeType::kFp32;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("compute_type is \"", wanted, "\"; the CPU has auto, fp32 and bf16"));
+}
+
+absl::Status CheckOptions(const CpuBackendOptions& options, const ModelConfig& config) {
+  const struct {
+    const char* name;
+    int64_t value;
+    int64_t least;
+    int64_t most;
+  } bounds[] = {{"num_threads", options.num_threads, 0, 1 << 12},
+                {"num_blocks", options.num_blocks, 0, INT32_MAX},
+                {"block_size", options.block_size, 1, 1 << 12},
+                {"max_sequences", options.max_sequences, 1, 1 << 16},
+                {"max_step_tokens", options.max_step_tokens, 1, 1 << 20},
+                {"max_sequence_length", options.max_sequence_length, 0, INT32_MAX}};
+  for (const auto& bound : bounds) {
+    if (bound.value < bound.least || bound.value > bound.most) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          bound.name, " is ", bound.value, "; it must be ", bound.least, " to ", bound.most));
+    }
+  }
+  if (options.max_sequence_length > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat("max_sequence_length is ",
+                                                   options.max_sequence_length, "; the model's is ",
+                                                   config.max_position_embeddings));
+  }
+  return absl::OkStatus();
+}
+
+// How many blocks the KV pool has: as configured, or what kv_pool_bytes hold, but no more than all
+// sequences at their longest can use.
+absl::StatusOr<int32_t> ChooseNumBlocks(const CpuBackendOptions& options, const ModelConfig& config,
+                                        ComputeType type, int32_t max_sequence_length) {
+  int64_t blocks = options.num_blocks;
+  if (blocks == 0) {
+    const KvGeometry one_block{.num_layers = config.num_layers,
+                               .num_blocks = 1,
+                               .block_size = options.block_size,
+                               .kv_heads = config.num_kv_heads,
+                               .head_dim = config.head_dim};
+    const int64_t block_bytes = (one_block.key_tile() + one_block.value_tile()) *
+                                config.num_kv_heads * config.num_layers *
+                                static_cast<int64_t>(ComputeTypeSize(type));
+    const int64_t usable = (int64_t{max_sequence_length} + options.block_size - 1) /
+                           options.block_size * options.max_sequences;
+    blocks = std::min(options.kv_pool_bytes / block_bytes, usable);
+    if (blocks < 1) {
+      return absl::ResourceExhaustedError(absl::StrCat("the KV pool has ", options.kv_pool_bytes,
+                                                       " bytes; one block of ", options.block_size,
+                                                       " tokens takes ", block_bytes));
+    }
+  }
+  // slot_mapping counts the pool's rows in 32 bits.
+  if (blocks * options.block_size > INT32_MAX) {
+    return absl::ResourceExhaustedError(absl::StrCat("num_blocks = ", blocks,
+                                                     " of block_size = ", options.block_size,
+                                                     " are more than ", INT32_MAX, " tokens"));
+  }
+  return static_cast<int32_t>(blocks);
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const BackendInfo& info) : info_(info), slots_(info) {
+  token_ids_.reserve(info.max_step_tokens);
+  sampled_.reserve(info.max_sequences);
+}
+
+CpuBackend::~CpuBackend() = default;
+
+int64_t CpuBackend::kv_pool_bytes() const { return forward_->kv_pool_bytes(); }
+
+absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig& config,
+                                                               const Checkpoint& checkpoint,
+                                                               const CpuBackendOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options, config));
+  ASSIGN_OR_RETURN(const ComputeType type, ChooseComputeType(options.compute_type, checkpoint));
+  const int32_t max_sequence_length = options.max_sequence_length > 0
+                                          ? options.max_sequence_length
+                                          : config.max_position_embeddings;
+  ASSIGN_OR_RETURN(const int32_t num_blocks,
+                   ChooseNumBlocks(options, config, type, max_sequence_length));
+  const BackendInfo info{.device = "cpu",
+                         .compute_type = ComputeTypeName(type),
+                         .num_blocks = num_blocks,
+                         .block_size = options.block_size,
+                         .max_sequences = options.max_sequences,
+                         .max_step_tokens = options.max_step_tokens,
+                         .max_sequence_length = max_sequence_length,
+                         .vocab_size = config.vocab_size,
+                         .num_parameters = 0,
+                         .pipeline_depth = 1};
+  const ForwardOptions forward{.compute_type = type,
+                               .num_blocks = info.num_blocks,
+                               .block_size = info.block_size,
+                               .max_sequences = info.max_sequences,
+                               .max_step_tokens = info.max_step_tokens,
+                               .max_sequence_length = info.max_sequence_length};
+  try {
+    std::unique_ptr<CpuBackend> backend(new CpuBackend(info));
+    backend->pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads
+                                                                          : NumAvailableCpus());
+    ASSIGN_OR_RETURN(backend->forward_,
+                     ForwardPass::Create(config, checkpoint, forward, backend->pool_.get()));
+    backend->info_.num_parameters = backend->forward_->num_parameters();
+    for (int32_t i = 0; i < backend->pool_->num_threads(); ++i) {
+      backend->samplers_.emplace_back(config.vocab_size);
+    }
+    return backend;
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "not enough memory for max_sequences = ", info.max_sequences,
+        ", max_sequence_length = ", info.max_sequence_length, ", block_size = ", info.block_size));
+  }
+}
+
+absl::Status CpuBackend::Launch(const Batch& batch) {
+  if (outstanding_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", batch.step, " launched before step ", step_, " was waited for"));
+  }
+  RETURN_IF_ERROR(slots_.Apply(batch));
+  RETURN_IF_ERROR(slots_.Check(batch, static_cast<int32_t>(sampled_.size())));
+  ResolveInputs(batch);
+  sampled_.resize(batch.num_samples());
+  if (!batch.empty()) {
+    ASSIGN_OR_RETURN(
+        std::span<float> logits,
+        forward_->Run(batch, token_ids_, slots_.block_tables(), slots_.blocks_per_slot()));
+    Sample(batch, logits);
+  }
+  step_ = batch.step;
+  outstanding_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::Wait(StepResult* result) {
+  if (!outstanding_) {
+    return absl::FailedPreconditionError("no step is outstanding");
+  }
+  outstanding_ = false;
+  result->step = step_;
+  result->token_ids.assign(sampled_.begin(), sampled_.end());
+  result->row_offsets.resize(sampled_.size() + 1);
+  for (size_t row = 0; row < result->row_offsets.size(); ++row) {
+    result->row_offsets[row] = static_cast<int32_t>(row);
+  }
+  return absl::OkStatus();
+}
+
+void CpuBackend::ResolveInputs(const Batch& batch) {
+  token_ids_.assign(batch.token_ids.begin(), batch.token_ids.end());
+  for (int32_t s = 0; s < batch.num_sequences(); ++s) {
+    if (batch.input_rows[s] != -1) {
+      token_ids_[batch.cu_seqlens[s]] = sampled_[batch.input_rows[s]];
+    }
+  }
+}
+
+void CpuBackend::Sample(const Batch& batch, std::span<float> logits) {
+  const auto vocab_size = static_cast<size_t>(info_.vocab_size);
+  // A row costs about as much as its vocabulary is long.
+  const int64_t grain = (1 << 14) / info_.vocab_size + 1;
+  pool_->ParallelFor(batch.num_samples(), grain, [&](int64_t begin, int64_t end, int32_t thread) {
+    for (int64_t row = begin; row < end; ++row) {
+      const SeqSlot slot = batch.seq_slots[batch.sample_seqs[row]];
+      sampled_[row] = samplers_[thread].Sample(logits.subspan(row * vocab_size, vocab_size),
+                                               slots_.params(slot), batch.output_indices[row]);
+    }
+  });
+}
+
+}  // namespace ferrite

@@ -1,0 +1,71 @@
+// Runs a model on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cpu/slot_table.h"
+#include "cpu/thread_pool.h"
+#include "engine/backend.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model_config.h"
+#include "engine/sampler.h"
+
+namespace ferrite {
+
+class ForwardPass;
+
+struct CpuBackendOptions {
+  // "fp32", "bf16", or "auto": bf16 if the checkpoint is in 16 bits and the CPU multiplies bf16.
+  std::string compute_type = "auto";
+  int32_t num_threads = 0;  // 0: every CPU this process may run on
+  int32_t num_blocks = 0;   // of the KV pool; 0: as many as kv_pool_bytes hold and can be used
+  int64_t kv_pool_bytes = 256 << 20;
+  int32_t block_size = 16;
+  int32_t max_sequences = 1;
+  int32_t max_step_tokens = 1;
+  int32_t max_sequence_length = 0;  // 0: the model's
+};
+
+// Launch computes the step before it returns; Wait hands over the result. Create, and all the calls
+// after it, may be on different threads.
+class CpuBackend : public Backend {
+ public:
+  // InvalidArgument names an option out of range, or the tensor that is wrong; FailedPrecondition
+  // if the CPU cannot compute in the type asked for; ResourceExhausted, with the numbers, if the
+  // memory cannot be had. `checkpoint` is not needed afterwards.
+  static absl::StatusOr<std::unique_ptr<CpuBackend>> Create(const ModelConfig& config,
+                                                            const Checkpoint& checkpoint,
+                                                            const CpuBackendOptions& options);
+
+  ~CpuBackend() override;
+
+  const BackendInfo& info() const override { return info_; }
+  absl::Status Launch(const Batch& batch) override;
+  absl::Status Wait(StepResult* result) override;
+
+  int64_t kv_pool_bytes() const;
+
+ private:
+  explicit CpuBackend(const BackendInfo& info);
+
+  void ResolveInputs(const Batch& batch);
+  void Sample(const Batch& batch, std::span<float> logits);
+
+  BackendInfo info_;
+  SlotTable slots_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<ForwardPass> forward_;
+  std::vector<Sampler> samplers_;   // [num_threads]
+  std::vector<TokenId> token_ids_;  // [T] the step's inputs
+  std::vector<TokenId> sampled_;    // [R] of the last launched step
+  uint64_t step_ = 0;
+  bool outstanding_ = false;
+};
+
+}  // namespace ferrite

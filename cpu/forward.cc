@@ -1,0 +1,187 @@
+#include "cpu/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "cpu/simd_ops.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+// Elements of row-by-row work that are worth another thread.
+constexpr int64_t kMinElements = 1 << 14;
+
+int64_t RowGrain(int64_t elements_a_row) { return kMinElements / elements_a_row + 1; }
+
+int64_t PadRows(int64_t rows) {
+  return (rows + MatmulRuntime::kMaxRows - 1) / MatmulRuntime::kMaxRows * MatmulRuntime::kMaxRows;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(const ModelConfig& config,
+                                                                 const Checkpoint& checkpoint,
+                                                                 const ForwardOptions& options,
+                                                                 ThreadPool* pool) {
+  std::unique_ptr<ForwardPass> pass(new ForwardPass(config, pool));
+  const KvGeometry geometry{.num_layers = config.num_layers,
+                            .num_blocks = options.num_blocks,
+                            .block_size = options.block_size,
+                            .kv_heads = config.num_kv_heads,
+                            .head_dim = config.head_dim};
+  ASSIGN_OR_RETURN(pass->runtime_, MatmulRuntime::Create(options.compute_type, pool));
+  ASSIGN_OR_RETURN(pass->kv_, KvPool::Create(geometry, options.compute_type));
+  ASSIGN_OR_RETURN(pass->attention_, Attention::Create(geometry, config.num_heads,
+                                                       options.max_sequences, pool->num_threads()));
+  RETURN_IF_ERROR(pass->AllocateBuffers(options));
+  pass->FillRotationTables(options.max_sequence_length);
+  ASSIGN_OR_RETURN(pass->weights_, LoadCpuWeights(config, checkpoint, pass->runtime_.get()));
+  return pass;
+}
+
+absl::Status ForwardPass::AllocateBuffers(const ForwardOptions& options) {
+  const int64_t rows = PadRows(std::max(options.max_step_tokens, options.max_sequences));
+  const auto input_size = static_cast<int64_t>(ComputeTypeSize(options.compute_type));
+  const auto floats = [&](AlignedBuffer<float>& buffer, int64_t height, int64_t width) {
+    auto created = AlignedBuffer<float>::CreateZeroed(height * width, "activations");
+    if (created.ok()) {
+      buffer = std::move(*created);
+    }
+    return created.status();
+  };
+  // Zero, so that the spare rows of a matmul's input are numbers.
+  const auto inputs = [&](AlignedBuffer<std::byte>& buffer, int64_t width) {
+    auto created = AlignedBuffer<std::byte>::CreateZeroed(rows * width * input_size, "activations");
+    if (created.ok()) {
+      buffer = std::move(*created);
+    }
+    return created.status();
+  };
+  RETURN_IF_ERROR(floats(residual_, rows, config_.hidden_size));
+  RETURN_IF_ERROR(inputs(normed_, config_.hidden_size));
+  RETURN_IF_ERROR(floats(qkv_, rows, config_.q_size() + 2 * config_.kv_size()));
+  RETURN_IF_ERROR(inputs(attended_, config_.q_size()));
+  RETURN_IF_ERROR(floats(gate_up_, rows, 2 * int64_t{config_.intermediate_size}));
+  RETURN_IF_ERROR(inputs(activated_, config_.intermediate_size));
+  RETURN_IF_ERROR(floats(sampled_, options.max_sequences, config_.hidden_size));
+  return floats(logits_, options.max_sequences, config_.vocab_size);
+}
+
+// In double, because at long positions the angle's own rounding would show.
+void ForwardPass::FillRotationTables(int32_t length) {
+  const int32_t half = config_.head_dim / 2;
+  cosines_.resize(int64_t{length} * half);
+  sines_.resize(int64_t{length} * half);
+  for (int32_t i = 0; i < half; ++i) {
+    const double frequency = std::pow(config_.rope_theta, -2.0 * i / config_.head_dim);
+    for (int64_t position = 0; position < length; ++position) {
+      const double angle = static_cast<double>(position) * frequency;
+      cosines_[position * half + i] = static_cast<float>(std::cos(angle));
+      sines_[position * half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+absl::StatusOr<std::span<float>> ForwardPass::Run(const Batch& batch,
+                                                  std::span<const TokenId> token_ids,
+                                                  std::span<const BlockId> block_tables,
+                                                  int64_t table_stride) {
+  Embed(token_ids);
+  for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
+    RETURN_IF_ERROR(RunLayer(batch, block_tables, table_stride, layer));
+  }
+  const int32_t rows = batch.num_samples();
+  const int64_t hidden = config_.hidden_size;
+  for (int32_t r = 0; r < rows; ++r) {
+    const int64_t token = batch.cu_seqlens[batch.sample_seqs[r] + 1] - 1;
+    std::memcpy(sampled_.data() + r * hidden, residual_.data() + token * hidden,
+                hidden * sizeof(float));
+  }
+  if (rows > 0) {
+    Normalize(sampled_.data(), weights_.final_norm, rows);
+    RETURN_IF_ERROR(
+        weights_.lm_head.Run(normed_.data(), rows, logits_.data(), Linear::Output::kAssign));
+  }
+  return std::span<float>(logits_.data(), static_cast<size_t>(int64_t{rows} * config_.vocab_size));
+}
+
+absl::Status ForwardPass::RunLayer(const Batch& batch, std::span<const BlockId> block_tables,
+                                   int64_t table_stride, int32_t layer) {
+  const CpuLayerWeights& weights = weights_.layers[layer];
+  const int32_t rows = batch.num_tokens();
+  Normalize(residual_.data(), weights.input_norm, rows);
+  RETURN_IF_ERROR(weights.qkv.Run(normed_.data(), rows, qkv_.data(), Linear::Output::kAssign));
+  RotateAndStore(batch, layer);
+  attention_.Run(batch, block_tables, table_stride, layer, qkv_.data(), &kv_, pool_,
+                 attended_.data());
+  RETURN_IF_ERROR(weights.o.Run(attended_.data(), rows, residual_.data(), Linear::Output::kAdd));
+  Normalize(residual_.data(), weights.post_norm, rows);
+  RETURN_IF_ERROR(
+      weights.gate_up.Run(normed_.data(), rows, gate_up_.data(), Linear::Output::kAssign));
+  Activate(rows);
+  return weights.down.Run(activated_.data(), rows, residual_.data(), Linear::Output::kAdd);
+}
+
+void ForwardPass::Embed(std::span<const TokenId> token_ids) {
+  const int64_t hidden = config_.hidden_size;
+  pool_->ParallelFor(static_cast<int64_t>(token_ids.size()), RowGrain(hidden),
+                     [&](int64_t begin, int64_t end, int32_t) {
+                       for (int64_t t = begin; t < end; ++t) {
+                         ReadEmbedding(weights_, runtime_->type(), token_ids[t],
+                                       std::span<float>(residual_.data() + t * hidden,
+                                                        static_cast<size_t>(hidden)));
+                       }
+                     });
+}
+
+void ForwardPass::Normalize(const float* x, const std::vector<float>& weight, int32_t rows) {
+  const int64_t hidden = config_.hidden_size;
+  pool_->ParallelFor(rows, RowGrain(hidden), [&](int64_t begin, int64_t end, int32_t) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x + t * hidden;
+      if (runtime_->type() == ComputeType::kBf16) {
+        RmsNorm(row, weight.data(), config_.rms_norm_eps, hidden,
+                reinterpret_cast<uint16_t*>(normed_.data()) + t * hidden);
+      } else {
+        RmsNorm(row, weight.data(), config_.rms_norm_eps, hidden,
+                reinterpret_cast<float*>(normed_.data()) + t * hidden);
+      }
+    }
+  });
+}
+
+void ForwardPass::RotateAndStore(const Batch& batch, int32_t layer) {
+  const int64_t q_size = config_.q_size();
+  const int64_t kv_size = config_.kv_size();
+  const int64_t width = q_size + 2 * kv_size;
+  const int64_t half = config_.head_dim / 2;
+  pool_->ParallelFor(batch.num_tokens(), RowGrain(width), [&](int64_t begin, int64_t end, int32_t) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* row = qkv_.data() + t * width;
+      const int64_t angles = batch.positions[t] * half;
+      RotateHeads(cosines_.data() + angles, sines_.data() + angles, half,
+                  config_.num_heads + config_.num_kv_heads, row);
+      kv_.Write(layer, batch.slot_mapping[t], row + q_size, row + q_size + kv_size);
+    }
+  });
+}
+
+void ForwardPass::Activate(int32_t rows) {
+  const int64_t width = config_.intermediate_size;
+  pool_->ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int32_t) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* gate = gate_up_.data() + t * 2 * width;
+      if (runtime_->type() == ComputeType::kBf16) {
+        SiluMul(gate, gate + width, width,
+                reinterpret_cast<uint16_t*>(activated_.data()) + t * width);
+      } else {
+        SiluMul(gate, gate + width, width, reinterpret_cast<float*>(activated_.data()) + t * width);
+      }
+    }
+  });
+}
+
+}  // namespace ferrite

@@ -1,0 +1,83 @@
+// One ragged forward pass of a decoder-only transformer on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cpu/aligned_buffer.h"
+#include "cpu/attention.h"
+#include "cpu/compute_type.h"
+#include "cpu/kv_pool.h"
+#include "cpu/thread_pool.h"
+#include "cpu/weights.h"
+#include "engine/batch.h"
+#include "engine/model/checkpoint.h"
+#include "engine/model/model_config.h"
+
+namespace ferrite {
+
+struct ForwardOptions {
+  ComputeType compute_type = ComputeType::kFp32;
+  int32_t num_blocks = 0;
+  int32_t block_size = 0;
+  int32_t max_sequences = 0;
+  int32_t max_step_tokens = 0;
+  int32_t max_sequence_length = 0;
+};
+
+// Holds the weights, the KV pool and every buffer a step needs; a step allocates nothing (oneDNN,
+// inside its calls, does a little). Prefill chunks and decodes go through together. Used by one
+// thread at a time.
+class ForwardPass {
+ public:
+  // The checkpoint is not needed afterwards; `pool` must outlive the pass. Errors are those of
+  // LoadCpuWeights, MatmulRuntime::Create and KvPool::Create.
+  static absl::StatusOr<std::unique_ptr<ForwardPass>> Create(const ModelConfig& config,
+                                                             const Checkpoint& checkpoint,
+                                                             const ForwardOptions& options,
+                                                             ThreadPool* pool);
+
+  // Runs `batch`, which must be valid (see SlotTable::Check), with its input tokens `token_ids` [T]
+  // and block tables [max_sequences, table_stride]. Returns the logits [R, vocab_size] of the
+  // sample rows, which the caller may overwrite and the next Run does.
+  absl::StatusOr<std::span<float>> Run(const Batch& batch, std::span<const TokenId> token_ids,
+                                       std::span<const BlockId> block_tables, int64_t table_stride);
+
+  int64_t num_parameters() const { return weights_.num_parameters; }
+  int64_t kv_pool_bytes() const { return kv_.bytes(); }
+
+ private:
+  ForwardPass(const ModelConfig& config, ThreadPool* pool) : config_(config), pool_(pool) {}
+
+  absl::Status AllocateBuffers(const ForwardOptions& options);
+  void FillRotationTables(int32_t length);
+  void Embed(std::span<const TokenId> token_ids);
+  void Normalize(const float* x, const std::vector<float>& weight, int32_t rows);
+  void RotateAndStore(const Batch& batch, int32_t layer);
+  void Activate(int32_t rows);
+  absl::Status RunLayer(const Batch& batch, std::span<const BlockId> block_tables,
+                        int64_t table_stride, int32_t layer);
+
+  ModelConfig config_;
+  ThreadPool* pool_;
+  std::unique_ptr<MatmulRuntime> runtime_;
+  CpuWeights weights_;
+  KvPool kv_;
+  Attention attention_;
+  std::vector<float> cosines_;  // [max_sequence_length, head_dim / 2]
+  std::vector<float> sines_;
+  // T is max_step_tokens. Matmul inputs have rows to spare, as Linear::Run wants.
+  AlignedBuffer<float> residual_;       // [T, hidden]
+  AlignedBuffer<std::byte> normed_;     // [T, hidden] compute type
+  AlignedBuffer<float> qkv_;            // [T, q_size + 2 kv_size]
+  AlignedBuffer<std::byte> attended_;   // [T, q_size] compute type
+  AlignedBuffer<float> gate_up_;        // [T, 2 intermediate]
+  AlignedBuffer<std::byte> activated_;  // [T, intermediate] compute type
+  AlignedBuffer<float> sampled_;        // [max_sequences, hidden]
+  AlignedBuffer<float> logits_;         // [max_sequences, vocab]
+};
+
+}  // namespace ferrite

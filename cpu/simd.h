@@ -1,0 +1,97 @@
+// Sixteen-lane arithmetic that the compiler maps to whatever vectors the machine has.
+//
+// Functions marked FERRITE_SIMD_CLONES are compiled for AVX-512, AVX2 and the baseline, and picked
+// when the program is loaded; everything they call for each element must be FERRITE_INLINE to be
+// compiled along with them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Sanitizers instrument the resolvers, which run before the sanitizer does.
+#define FERRITE_SIMD_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FERRITE_SIMD_CLONES
+#endif
+#define FERRITE_INLINE [[gnu::always_inline]] inline
+
+namespace ferrite::simd {
+
+inline constexpr int kLanes = 16;
+
+using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+// All of these take and return vectors through references, because how vectors are passed to
+// functions differs between the clones.
+FERRITE_INLINE void Load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof(to)); }
+
+FERRITE_INLINE void Load(const uint16_t* from, Floats& to) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  std::memcpy(&to, &words, sizeof(to));
+}
+
+FERRITE_INLINE void Store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
+
+// Rounds to nearest even; NaN stays NaN.
+FERRITE_INLINE void Store(const Floats& from, uint16_t* to) {
+  Words words;
+  std::memcpy(&words, &from, sizeof(words));
+  const Words rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
+  const Words nan = (words >> 16) | 0x40u;
+  const Words chosen = from == from ? rounded : nan;
+  const Halves halves = __builtin_convertvector(chosen, Halves);
+  std::memcpy(to, &halves, sizeof(halves));
+}
+
+// e^x to about 2 ulp: 2^n times a polynomial over |r| <= ln(2)/2. Below -87 it is e^-87, above 88
+// it is e^88; e^0 is exactly 1.
+FERRITE_INLINE void Exp(const Floats& input, Floats& output) {
+  Floats x = input < -87.0f ? Floats{} - 87.0f : input;
+  x = x > 88.0f ? Floats{} + 88.0f : x;
+  // Adding and removing 1.5 * 2^23 rounds to an integer.
+  const Floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = r * (1.0f / 5040) + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  Floats scale;
+  std::memcpy(&scale, &exponent, sizeof(scale));
+  output = p * scale;
+}
+
+// The sum of the lanes, always in the same order.
+FERRITE_INLINE float Sum(const Floats& x) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof(lanes));
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lanes[i] += lanes[i + width];
+    }
+  }
+  return lanes[0];
+}
+
+FERRITE_INLINE float Max(const Floats& x) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof(lanes));
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    }
+  }
+  return lanes[0];
+}
+
+}  // namespace ferrite::simd
