@@ -11,6 +11,7 @@ Sequence::Sequence(GenerateRequest request, const Tokenizer& tokenizer, int32_t 
       stream_(std::move(stream)),
       decoder_(tokenizer, request_.skip_special_tokens),
       stop_strings_(request_.stop_strings, request_.include_stop_string) {
+  stream_->Reserve(request_.max_new_tokens);
   decoder_.Prime(request_.prompt);
   tokens_.reserve(max_tokens());
   tokens_ = request_.prompt;

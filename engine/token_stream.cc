@@ -4,6 +4,12 @@
 
 namespace ferrite {
 
+void TokenStream::Reserve(int32_t max_new_tokens) {
+  const int32_t tokens = mode_ == Mode::kEndOnly ? max_new_tokens : OutputDelta::kUsualTokens;
+  MutexLock lock(&mutex_);
+  pending_.Reserve(tokens);
+}
+
 void TokenStream::SetListener(std::weak_ptr<Listener> listener) {
   MutexLock lock(&mutex_);
   listener_ = std::move(listener);

@@ -20,7 +20,14 @@ struct OutputDelta {
   std::string text;
   std::vector<TokenId> token_ids;
 
+  // More than a consumer that keeps up finds at a time, at some four bytes of text a token.
+  static constexpr int32_t kUsualTokens = 64;
+
   bool empty() const { return text.empty() && token_ids.empty(); }
+  void Reserve(int32_t num_tokens) {
+    text.reserve(size_t{4} * num_tokens);
+    token_ids.reserve(num_tokens);
+  }
   void Clear() {
     text.clear();
     token_ids.clear();
@@ -57,6 +64,10 @@ class TokenStream {
   enum class Mode { kEveryOutput, kEndOnly };
 
   explicit TokenStream(Mode mode) : mode_(mode) {}
+
+  // Makes room for the output of a request that generates at most this many tokens, so that the
+  // producer's appends do not allocate while the consumer keeps up.
+  void Reserve(int32_t max_new_tokens);
 
   // --- consumer ---
 

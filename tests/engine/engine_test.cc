@@ -13,11 +13,11 @@
 namespace ferrite {
 namespace {
 
-using testing::FakeBackend;
-using testing::FakeBackendOptions;
+using test::FakeBackend;
+using test::FakeBackendOptions;
+using test::StreamReader;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::StreamReader;
 
 // The tokens that the fake device gives this request when it runs alone, by definition.
 std::vector<TokenId> SoloTokens(const GenerateRequest& request, const FakeBackendOptions& fake) {

@@ -10,8 +10,8 @@
 namespace ferrite {
 namespace {
 
+using test::StreamReader;
 using ::testing::ElementsAre;
-using testing::StreamReader;
 
 // Drives a scheduler by hand: every sampled token is `next_token`.
 class SchedulerTest : public ::testing::Test, public Scheduler::Observer {

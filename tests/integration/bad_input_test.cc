@@ -17,10 +17,10 @@
 namespace ferrite {
 namespace {
 
-using testing::Answer;
-using testing::FakeBackendOptions;
-using testing::Greedy;
-using testing::Harness;
+using test::Answer;
+using test::FakeBackendOptions;
+using test::Greedy;
+using test::Harness;
 using ::testing::HasSubstr;
 
 using Change = std::function<void(v1::GenerateRequest&)>;

@@ -12,11 +12,11 @@
 namespace ferrite {
 namespace {
 
-using testing::Answer;
-using testing::Greedy;
-using testing::Harness;
+using test::Answer;
+using test::Greedy;
+using test::Harness;
 using ::testing::IsEmpty;
-using testing::ReadGolden;
+using test::ReadGolden;
 
 constexpr char kLily[] = "Lily and Tom went to the park";
 

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 namespace {
 
 const char kModel[] = FERRITE_SOURCE_DIR "/models/stories260k";
@@ -175,4 +175,4 @@ std::string ReadGolden(const std::string& name) {
   return text;
 }
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

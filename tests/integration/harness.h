@@ -15,7 +15,7 @@
 #include "server/server.h"
 #include "tests/testing/fake_backend.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 // What a client saw of one streamed request.
 struct Answer {
@@ -79,4 +79,4 @@ v1::GenerateRequest Greedy(const std::string& text, int32_t max_new_tokens);
 // tests/fixtures/golden/<name>.txt, copied from the reference program's output.
 std::string ReadGolden(const std::string& name);
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

@@ -13,11 +13,11 @@
 namespace ferrite {
 namespace {
 
-using testing::Answer;
+using test::Answer;
 using ::testing::ElementsAre;
-using testing::FakeBackendOptions;
-using testing::Greedy;
-using testing::Harness;
+using test::FakeBackendOptions;
+using test::Greedy;
+using test::Harness;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using HealthStatus = grpc::health::v1::HealthCheckResponse;

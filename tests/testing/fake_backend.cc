@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 TokenSource HashedTokens(int32_t vocab_size) {
   return [vocab_size](std::span<const TokenId> context) {
@@ -69,6 +69,7 @@ absl::Status FakeBackend::Launch(const Batch& batch) {
 }
 
 absl::Status FakeBackend::Wait(StepResult* result) {
+  options_.before_wait();
   std::unique_lock lock(mutex_);
   if (waited_ == launched_) {
     return absl::FailedPreconditionError("no step is outstanding");
@@ -85,6 +86,7 @@ absl::Status FakeBackend::Wait(StepResult* result) {
   for (size_t row = 0; row <= step.tokens.size(); ++row) {
     result->row_offsets[row] = static_cast<int32_t>(row);
   }
+  options_.after_wait();
   return absl::OkStatus();
 }
 
@@ -219,4 +221,4 @@ void FakeBackend::Problem(const std::string& what) {
   stats_.problems.push_back(what);
 }
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

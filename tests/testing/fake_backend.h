@@ -16,7 +16,7 @@
 #include "engine/backend.h"
 #include "engine/clock.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 // The next token of a sequence, given all tokens before it (prompt and output so far).
 using TokenSource = std::function<TokenId(std::span<const TokenId> context)>;
@@ -37,6 +37,9 @@ struct FakeBackendOptions {
   // Rebuilds every context from the KV pool through the block table, and checks what a real kernel
   // would take on trust. Off for benchmarks, where `source` then sees only the last token.
   bool check_kv = true;
+  // Called on the worker's thread as Wait begins and as it ends.
+  std::function<void()> before_wait = [] {};
+  std::function<void()> after_wait = [] {};
 };
 
 // What went by, for tests and benchmarks. Read after the worker has gone idle.
@@ -105,4 +108,4 @@ class FakeBackend final : public Backend {
   std::thread device_;
 };
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

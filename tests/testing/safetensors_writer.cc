@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
-namespace ferrite::testing {
+namespace ferrite::test {
 namespace {
 
 template <typename T>
@@ -111,4 +111,4 @@ std::string FreshTempDir() {
   return path;
 }
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

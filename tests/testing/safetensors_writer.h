@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 struct TensorToWrite {
   std::string name;
@@ -33,4 +33,4 @@ std::string RawSafetensorsBytes(std::string_view header, std::string_view data);
 void WriteFile(const std::string& path, std::string_view bytes);
 std::string FreshTempDir();  // an empty folder under gtest's TempDir(), without a trailing slash
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

@@ -11,7 +11,7 @@
 
 #include "engine/token_stream.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 class StreamReader final : public TokenStream::Listener {
  public:
@@ -67,4 +67,4 @@ class StreamReader final : public TokenStream::Listener {
   bool finished_ = false;
 };
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/engine/tokenizer/allocation_counter.h"
+#include "tests/testing/allocation_counter.h"
 
 namespace ferrite {
 namespace {
@@ -113,7 +113,7 @@ TEST_F(IncrementalDecoderTest, AppendingAllocatesNothing) {
   IncrementalDecoder decoder(*tokenizer_, true);
   std::string out;
   out.reserve(1 << 20);
-  const int64_t before = AllocationCount();
+  const int64_t before = test::ThreadAllocations().count;
   ASSERT_GT(before, 0);
   for (int round = 0; round < 20; ++round) {
     for (TokenId id = -1; id <= tokenizer_->vocab_size(); ++id) {
@@ -121,7 +121,7 @@ TEST_F(IncrementalDecoderTest, AppendingAllocatesNothing) {
     }
   }
   decoder.Finish(&out);
-  EXPECT_EQ(AllocationCount(), before);
+  EXPECT_EQ(test::ThreadAllocations().count, before);
   EXPECT_GT(out.size(), 10000u);
 }
 

@@ -1,18 +1,18 @@
 // A file of its own: where the compiler sees these next to a `new`, it takes them for a mismatch.
-#include "tests/engine/tokenizer/allocation_counter.h"
+#include "tests/testing/allocation_counter.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <new>
 
 namespace {
-std::atomic<int64_t> allocations{0};
+thread_local constinit ferrite::test::Allocations allocations;
 }  // namespace
 
-int64_t ferrite::AllocationCount() { return allocations; }
+ferrite::test::Allocations ferrite::test::ThreadAllocations() { return allocations; }
 
 void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  ++allocations;
+  ++allocations.count;
+  allocations.bytes += static_cast<int64_t>(size);
   return std::malloc(size);
 }
 void* operator new(size_t size) {
