@@ -12,8 +12,11 @@ if(FERRITE_SANITIZE)
   endif()
 endif()
 
+# Builds the tests labelled `quick`: what the sanitizer builds of CI run.
+add_custom_target(quick_tests)
+
 # ferrite_test(NAME <name> SOURCES ... LIBS ... [LABELS ...])
-# One gtest binary and one ctest entry; tests see GOLDEN and fixture files through the source tree.
+# One gtest binary and one ctest entry; tests find fixtures through FERRITE_SOURCE_DIR.
 function(ferrite_test)
   cmake_parse_arguments(T "" "NAME;TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
   if(NOT T_TIMEOUT)
@@ -24,6 +27,9 @@ function(ferrite_test)
   target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
   set_tests_properties(${T_NAME} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")
+  if("quick" IN_LIST T_LABELS)
+    add_dependencies(quick_tests ${T_NAME})
+  endif()
   if(FERRITE_SANITIZE STREQUAL "thread")
     set_tests_properties(${T_NAME} PROPERTIES ENVIRONMENT
       "TSAN_OPTIONS=ignore_noninstrumented_modules=1 halt_on_error=1")
