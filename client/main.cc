@@ -1,0 +1,11 @@
+// `ferrite`: generate, tokenize, detokenize, info, health and abort from a terminal.
+#include <unistd.h>
+
+#include <iostream>
+
+#include "client/cli.h"
+
+int main(int argc, char** argv) {
+  return ferrite::RunClient(argc, argv,
+                            {std::cin, isatty(STDIN_FILENO) == 1, std::cout, std::cerr});
+}
