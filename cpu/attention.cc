@@ -132,7 +132,8 @@ FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
       Score(tile, keys + int64_t{group} * geometry.head_dim * kLanes, geometry.head_dim, scale,
             first + group * kLanes, tile.weights + group * kLanes, width);
     }
-    for (int row = 0; row < kRows; ++row) {
+    // Rows that stand in for others keep their scores: nobody reads what Gather makes of those.
+    for (int row = 0; row < tile.num_rows; ++row) {
       // The padding of a block's last group holds no keys, even where the row is long enough.
       for (int32_t i = geometry.block_size; i < width; ++i) {
         tile.weights[row * width + i] = -std::numeric_limits<float>::infinity();

@@ -10,9 +10,9 @@
 
 namespace ferrite {
 
-// For each layer and block: keys [kv_heads, key_groups, head_dim, 16] (sixteen tokens side by side,
+// For each layer, kv head and block: keys [key_groups, head_dim, 16] (sixteen tokens side by side,
 // so that a query meets sixteen keys at once; block sizes that are no multiple of 16 are padded)
-// and values [kv_heads, block_size, value_stride]. T is float or bf16 bits (uint16_t).
+// and values [block_size, value_stride]. T is float or bf16 bits (uint16_t).
 struct KvGeometry {
   static constexpr int32_t kGroup = 16;
 
@@ -52,7 +52,7 @@ class KvPool {
 
  private:
   int64_t Tile(int32_t layer, int32_t block, int32_t head) const {
-    return (int64_t{layer} * geometry_.num_blocks + block) * geometry_.kv_heads + head;
+    return (int64_t{layer} * geometry_.kv_heads + head) * geometry_.num_blocks + block;
   }
 
   KvGeometry geometry_;

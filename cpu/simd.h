@@ -71,27 +71,40 @@ FERRITE_INLINE void Exp(const Floats& input, Floats& output) {
   output = p * scale;
 }
 
+// The lanes, with those `kDistance` apart swapped.
+template <int kDistance>
+FERRITE_INLINE void Swap(const Floats& from, Floats& to) {
+  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  to = __builtin_shuffle(from, lanes ^ kDistance);
+}
+
 // The sum of the lanes, always in the same order.
 FERRITE_INLINE float Sum(const Floats& x) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &x, sizeof(lanes));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] += lanes[i + width];
-    }
-  }
-  return lanes[0];
+  Floats sum = x;
+  Floats swapped;
+  Swap<8>(sum, swapped);
+  sum += swapped;
+  Swap<4>(sum, swapped);
+  sum += swapped;
+  Swap<2>(sum, swapped);
+  sum += swapped;
+  Swap<1>(sum, swapped);
+  sum += swapped;
+  return sum[0];
 }
 
 FERRITE_INLINE float Max(const Floats& x) {
-  float lanes[kLanes];
-  std::memcpy(lanes, &x, sizeof(lanes));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    }
-  }
-  return lanes[0];
+  Floats max = x;
+  Floats swapped;
+  Swap<8>(max, swapped);
+  max = max > swapped ? max : swapped;
+  Swap<4>(max, swapped);
+  max = max > swapped ? max : swapped;
+  Swap<2>(max, swapped);
+  max = max > swapped ? max : swapped;
+  Swap<1>(max, swapped);
+  max = max > swapped ? max : swapped;
+  return max[0];
 }
 
 }  // namespace ferrite::simd
