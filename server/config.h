@@ -1,4 +1,4 @@
-// What the server is told: a YAML file, overridden by flags. docs/operations.md explains each key.
+// What the server is told: a YAML file, overridden by flags. config/server.yaml explains each key.
 #pragma once
 
 #include <cstdint>
