@@ -1,0 +1,220 @@
+// The programs themselves: ferrite-server as a process, and the ferrite client against it.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <iterator>
+#include <regex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "ferrite/v1/inference.grpc.pb.h"
+#include "tests/integration/harness.h"
+
+extern char** environ;
+
+namespace ferrite {
+namespace {
+
+using ::testing::HasSubstr;
+using SteadyClock = std::chrono::steady_clock;
+
+const char kServer[] = FERRITE_SERVER_BINARY;
+const char kClient[] = FERRITE_CLIENT_BINARY;
+const char kModel[] = FERRITE_SOURCE_DIR "/models/stories260k";
+
+// A child process with its output in files.
+class Process {
+ public:
+  explicit Process(const std::vector<std::string>& arguments) {
+    const std::string base =
+        absl::StrCat(::testing::TempDir(), "/ferrite-", getpid(), "-", ++made_);
+    out_ = base + ".out";
+    err_ = base + ".err";
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    std::vector<char*> argv;
+    for (const std::string& argument : arguments) {
+      argv.push_back(const_cast<char*>(argument.c_str()));
+    }
+    argv.push_back(nullptr);
+    EXPECT_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+  }
+  ~Process() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      Wait();
+    }
+    unlink(out_.c_str());
+    unlink(err_.c_str());
+  }
+
+  void Signal(int signal) const { kill(pid_, signal); }
+
+  // The exit code, or -signal.
+  int Wait() {
+    int status = 0;
+    waitpid(std::exchange(pid_, -1), &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+
+  std::string out() const { return Read(out_); }
+  std::string err() const { return Read(err_); }
+
+ private:
+  static std::string Read(const std::string& path) {
+    std::ifstream file(path);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  }
+
+  static inline int made_ = 0;
+  pid_t pid_ = -1;
+  std::string out_, err_;
+};
+
+// A server process that is ready.
+class RunningServer {
+ public:
+  explicit RunningServer(std::vector<std::string> flags = {}) : started_(SteadyClock::now()) {
+    flags.insert(flags.begin(),
+                 {kServer, "--server.listen=127.0.0.1:0", absl::StrCat("--model.path=", kModel),
+                  "--server.drain_grace_seconds=0"});
+    process_ = std::make_unique<Process>(flags);
+    std::smatch match;
+    std::string log;
+    while (SteadyClock::now() < started_ + std::chrono::seconds(30)) {
+      log = process_->err();
+      if (std::regex_search(log, match, std::regex(" ready .*port=(\\d+)"))) {
+        ready_seconds_ = std::chrono::duration<double>(SteadyClock::now() - started_).count();
+        address_ = "127.0.0.1:" + match[1].str();
+        return;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    ADD_FAILURE() << "the server did not become ready:\n" << log;
+  }
+
+  Process& process() { return *process_; }
+  const std::string& address() const { return address_; }
+  double ready_seconds() const { return ready_seconds_; }
+
+ private:
+  const SteadyClock::time_point started_;
+  std::unique_ptr<Process> process_;
+  std::string address_;
+  double ready_seconds_ = 0;
+};
+
+TEST(ProcessTest, IsReadyWithin300Milliseconds) {
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) {
+    RunningServer server;
+    best = std::min(best, server.ready_seconds());
+    server.process().Signal(SIGTERM);
+    EXPECT_EQ(server.process().Wait(), 0);
+  }
+  RecordProperty("ready_milliseconds", static_cast<int>(best * 1e3));
+  std::cout << "ready after " << best * 1e3 << " ms\n";
+  if (FERRITE_SANITIZED) {
+    GTEST_SKIP() << "a sanitized server is slower";
+  }
+  EXPECT_LT(best, 0.3);
+}
+
+TEST(ProcessTest, TheClientPrintsTheGoldenStory) {
+  RunningServer server;
+  Process client({kClient, "--server", server.address(), "generate", "--quiet", "--temperature",
+                  "0", "--max-new-tokens", "117", "--echo-prompt",
+                  "Lily and Tom went to the park"});
+  EXPECT_EQ(client.Wait(), 0) << client.err();
+  EXPECT_EQ(client.out(), test::ReadGolden("stories260k-lily-128") + "\n");
+}
+
+TEST(ProcessTest, TheClientsExitCodeTellsTheStatus) {
+  RunningServer server;
+  Process client({kClient, "--server", server.address(), "generate", "--top-p", "2", "Once"});
+  EXPECT_EQ(client.Wait(), 10 + static_cast<int>(grpc::StatusCode::INVALID_ARGUMENT));
+  EXPECT_THAT(client.err(), HasSubstr("INVALID_ARGUMENT: sampling.top_p is 2; it must be above 0"));
+}
+
+TEST(ProcessTest, SigtermLetsTheStreamFinishAndExitsZero) {
+  RunningServer server;
+  const auto stub = v1::Inference::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  v1::GenerateRequest request = test::Greedy("Once", 400);
+  const auto reader = stub->GenerateStream(&context, request);
+  v1::GenerateStreamResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  server.process().Signal(SIGTERM);
+  int32_t completion_tokens = 0;
+  while (reader->Read(&message)) {
+    completion_tokens = message.finished().usage().completion_tokens();
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(completion_tokens, 400);
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_THAT(server.process().err(), HasSubstr("stopped cancelled=0"));
+}
+
+TEST(ProcessTest, ASecondSigtermEndsTheDrainAtOnce) {
+  RunningServer server({"--server.drain_grace_seconds=600"});
+  server.process().Signal(SIGTERM);
+  while (server.process().err().find("draining") == std::string::npos) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const SteadyClock::time_point before = SteadyClock::now();
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_LT(SteadyClock::now() - before, std::chrono::seconds(5));
+}
+
+TEST(ProcessTest, SaysWhatKeepsItFromStarting) {
+  RunningServer first;
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--server.listen=" + first.address()}, "server.listen is '" + first.address() + "'"},
+      {{"--model.path=/nonexistent"}, "/nonexistent"},
+      {{"--model.path=/dev/null"}, "/dev/null"},
+      {{"--scheduler.max_context=100000"}, "512"},
+      {{"--kv_cache.blocks=1000000", "--kv_cache.block_size=256"}, "KV pool"},
+  };
+  for (const auto& [flags, message] : cases) {
+    std::vector<std::string> arguments = {kServer};
+    if (flags[0].rfind("--server.listen", 0) != 0) {
+      arguments.push_back("--server.listen=127.0.0.1:0");
+    }
+    if (flags[0].rfind("--model.path", 0) != 0) {
+      arguments.push_back(absl::StrCat("--model.path=", kModel));
+    }
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    Process server(arguments);
+    EXPECT_EQ(server.Wait(), 1) << flags[0];
+    EXPECT_THAT(server.err(), HasSubstr("start_failed"));
+    EXPECT_THAT(server.err(), HasSubstr(message));
+  }
+}
+
+TEST(ProcessTest, ServesOnAUnixSocket) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/ferrite-", getpid(), ".sock");
+  RunningServer server({"--server.listen=unix:" + path});
+  Process client({kClient, "--server", "unix:" + path, "tokenize", "--ids-only", "Once"});
+  EXPECT_EQ(client.Wait(), 0) << client.err();
+  EXPECT_FALSE(client.out().empty());
+}
+
+}  // namespace
+}  // namespace ferrite
