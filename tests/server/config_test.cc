@@ -158,6 +158,7 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"server.drain_timeout_seconds", "86400", "86400.5"},
         BoundCase{"server.drain_timeout_seconds", "1e3", "inf"},
         BoundCase{"server.drain_timeout_seconds", "1e3", "nan"},
+        BoundCase{"server.stuck_step_seconds", "1", "0.9"},
         BoundCase{"server.listen", "localhost:65535", "localhost:65536"},
         BoundCase{"server.listen", "[::]:1", "::1"}, BoundCase{"server.listen", "a:0", ":0"},
         BoundCase{"server.listen", "a:0", "a"}, BoundCase{"server.listen", "a:0", "a:"},
