@@ -89,11 +89,11 @@ class Process {
 // A server process that is ready.
 class RunningServer {
  public:
-  explicit RunningServer(std::vector<std::string> flags = {}) : started_(SteadyClock::now()) {
-    flags.insert(flags.begin(),
-                 {kServer, "--server.listen=127.0.0.1:0", absl::StrCat("--model.path=", kModel),
-                  "--server.drain_grace_seconds=0"});
-    process_ = std::make_unique<Process>(flags);
+  explicit RunningServer(std::string listen = "127.0.0.1:0", int drain_grace_seconds = 0)
+      : started_(SteadyClock::now()) {
+    process_ = std::make_unique<Process>(std::vector<std::string>{
+        kServer, "--server.listen=" + listen, absl::StrCat("--model.path=", kModel),
+        absl::StrCat("--server.drain_grace_seconds=", drain_grace_seconds)});
     std::smatch match;
     std::string log;
     while (SteadyClock::now() < started_ + std::chrono::seconds(30)) {
@@ -157,6 +157,7 @@ TEST(ProcessTest, SigtermLetsTheStreamFinishAndExitsZero) {
       grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
   grpc::ClientContext context;
   v1::GenerateRequest request = test::Greedy("Once", 400);
+  request.mutable_stopping()->set_ignore_eos(true);
   const auto reader = stub->GenerateStream(&context, request);
   v1::GenerateStreamResponse message;
   ASSERT_TRUE(reader->Read(&message));
@@ -172,9 +173,11 @@ TEST(ProcessTest, SigtermLetsTheStreamFinishAndExitsZero) {
 }
 
 TEST(ProcessTest, ASecondSigtermEndsTheDrainAtOnce) {
-  RunningServer server({"--server.drain_grace_seconds=600"});
+  RunningServer server("127.0.0.1:0", 600);
   server.process().Signal(SIGTERM);
-  while (server.process().err().find("draining") == std::string::npos) {
+  const SteadyClock::time_point limit = SteadyClock::now() + std::chrono::seconds(10);
+  while (server.process().err().find("draining") == std::string::npos &&
+         SteadyClock::now() < limit) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   const SteadyClock::time_point before = SteadyClock::now();
@@ -210,7 +213,7 @@ TEST(ProcessTest, SaysWhatKeepsItFromStarting) {
 
 TEST(ProcessTest, ServesOnAUnixSocket) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/ferrite-", getpid(), ".sock");
-  RunningServer server({"--server.listen=unix:" + path});
+  RunningServer server("unix:" + path);
   Process client({kClient, "--server", "unix:" + path, "tokenize", "--ids-only", "Once"});
   EXPECT_EQ(client.Wait(), 0) << client.err();
   EXPECT_FALSE(client.out().empty());

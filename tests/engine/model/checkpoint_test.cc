@@ -16,14 +16,14 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::ElementsAre;
-using testing::F32Tensor;
-using testing::FreshTempDir;
+using test::F32Tensor;
+using test::FreshTempDir;
 using ::testing::HasSubstr;
-using testing::IsOk;
-using testing::IsStatus;
-using testing::SafetensorsBytes;
-using testing::TensorToWrite;
-using testing::WriteFile;
+using test::IsOk;
+using test::IsStatus;
+using test::SafetensorsBytes;
+using test::TensorToWrite;
+using test::WriteFile;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kNotFound = absl::StatusCode::kNotFound;
@@ -42,7 +42,7 @@ std::string ShardedFolder(const std::string& weight_map) {
   WriteFile(directory + "/one.safetensors", SafetensorsBytes({F32Tensor("a", {4}, kValues)}));
   WriteFile(
       directory + "/two.safetensors",
-      SafetensorsBytes({F32Tensor("b", {2, 2}, kValues), testing::BF16Tensor("c", {4}, kValues)}));
+      SafetensorsBytes({F32Tensor("b", {2, 2}, kValues), test::BF16Tensor("c", {4}, kValues)}));
   WriteFile(directory + "/model.safetensors.index.json",
             R"({"metadata":{"total_size":40},"weight_map":)" + weight_map + "}");
   return directory;
@@ -61,7 +61,7 @@ TEST(CheckpointTest, HandsOutTensors) {
   const auto checkpoint =
       Checkpoint::Open(FolderWith(SafetensorsBytes({F32Tensor("w", {2, 2}, kValues),
                                                     {"bytes", "U8", {3}, "abc"},
-                                                    testing::F16Tensor("misaligned", {4}, kValues),
+                                                    test::F16Tensor("misaligned", {4}, kValues),
                                                     {"empty", "F32", {0}, ""}})));
   ASSERT_THAT(checkpoint, IsOk());
   EXPECT_EQ((*checkpoint)->tensors().size(), 4u);
@@ -138,7 +138,7 @@ TEST(CheckpointTest, SaysThatPermissionIsMissing) {
   ASSERT_EQ(chmod((with_file + "/model.safetensors").c_str(), 0), 0);
   const std::string closed = FolderWith(SafetensorsBytes({}));
   ASSERT_EQ(chmod(closed.c_str(), 0), 0);
-  const testing::ScopedUnprivileged unprivileged;
+  const test::ScopedUnprivileged unprivileged;
   ASSERT_TRUE(unprivileged.active());
   EXPECT_THAT(Checkpoint::Open(with_file), denied);
   EXPECT_THAT(Checkpoint::Open(closed), denied);

@@ -12,11 +12,11 @@ namespace ferrite {
 namespace {
 
 using ::testing::ElementsAre;
-using testing::FreshTempDir;
+using test::FreshTempDir;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::IsOk;
-using testing::IsStatus;
+using test::IsOk;
+using test::IsStatus;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
@@ -108,11 +108,11 @@ TEST(GenerationConfigTest, LoadsAFolderWithoutTheFileAsUnset) {
 
 TEST(GenerationConfigTest, LoadsFromAFolder) {
   const std::string directory = FreshTempDir();
-  testing::WriteFile(directory + "/generation_config.json", R"({"do_sample":true,"top_k":7})");
+  test::WriteFile(directory + "/generation_config.json", R"({"do_sample":true,"top_k":7})");
   const auto config = LoadGenerationConfig(directory);
   ASSERT_THAT(config, IsOk());
   EXPECT_EQ(config->top_k, 7);
-  testing::WriteFile(directory + "/generation_config.json", R"({"top_k":-7})");
+  test::WriteFile(directory + "/generation_config.json", R"({"top_k":-7})");
   EXPECT_THAT(LoadGenerationConfig(directory),
               IsStatus(kInvalid, HasSubstr(directory + "/generation_config.json: 'top_k'")));
 }
@@ -120,7 +120,7 @@ TEST(GenerationConfigTest, LoadsFromAFolder) {
 TEST(GenerationConfigTest, DoesNotTakeADirectoryForAMissingFile) {
   const std::string directory = FreshTempDir();
   EXPECT_THAT(LoadGenerationConfig(directory + "/generation_config.json/.."), IsOk());
-  testing::WriteFile(directory + "/plain", "");
+  test::WriteFile(directory + "/plain", "");
   EXPECT_THAT(LoadGenerationConfig(directory + "/plain"),
               IsStatus(absl::StatusCode::kFailedPrecondition, HasSubstr("Not a directory")));
 }

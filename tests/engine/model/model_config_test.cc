@@ -17,11 +17,11 @@ namespace {
 using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
-using testing::FreshTempDir;
+using test::FreshTempDir;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::IsOk;
-using testing::IsStatus;
+using test::IsOk;
+using test::IsStatus;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
@@ -301,14 +301,14 @@ TEST(ModelConfigTest, LoadsFromAFolder) {
   const std::string directory = FreshTempDir();
   const std::string path = directory + "/config.json";
   EXPECT_THAT(LoadModelConfig(directory), IsStatus(absl::StatusCode::kNotFound, HasSubstr(path)));
-  testing::WriteFile(path, Llama().dump());
+  test::WriteFile(path, Llama().dump());
   ASSERT_THAT(LoadModelConfig(directory), IsOk());
   EXPECT_EQ(LoadModelConfig(directory)->vocab_size, 1000);
-  testing::WriteFile(path, "{}");
+  test::WriteFile(path, "{}");
   EXPECT_THAT(LoadModelConfig(directory),
               IsStatus(kInvalid, path + ": missing key 'architectures'"));
   ASSERT_EQ(chmod(path.c_str(), 0), 0);
-  const testing::ScopedUnprivileged unprivileged;
+  const test::ScopedUnprivileged unprivileged;
   ASSERT_TRUE(unprivileged.active());
   EXPECT_THAT(LoadModelConfig(directory),
               IsStatus(absl::StatusCode::kPermissionDenied, HasSubstr(path)));

@@ -17,17 +17,17 @@ namespace ferrite {
 namespace {
 
 using ::testing::AllOf;
-using testing::FreshTempDir;
+using test::FreshTempDir;
 using ::testing::HasSubstr;
-using testing::IsOk;
-using testing::IsStatus;
+using test::IsOk;
+using test::IsStatus;
 
 TEST(ReadFileTest, ReadsEveryByte) {
   const std::string path = FreshTempDir() + "/f";
   std::string content(100'000, 'x');
   content[5] = '\0';
   content[99'999] = '\n';
-  testing::WriteFile(path, content);
+  test::WriteFile(path, content);
   const auto read = ReadFile(path);
   ASSERT_THAT(read, IsOk());
   EXPECT_EQ(*read, content);
@@ -35,7 +35,7 @@ TEST(ReadFileTest, ReadsEveryByte) {
 
 TEST(ReadFileTest, ReadsAnEmptyFile) {
   const std::string path = FreshTempDir() + "/f";
-  testing::WriteFile(path, "");
+  test::WriteFile(path, "");
   const auto read = ReadFile(path);
   ASSERT_THAT(read, IsOk());
   EXPECT_EQ(*read, "");
@@ -62,7 +62,7 @@ TEST(ReadFileTest, RefusesAPipeWithoutWaitingForIt) {
 
 TEST(ReadFileTest, RefusesAHugeFile) {
   const std::string path = FreshTempDir() + "/huge";
-  testing::WriteFile(path, "");
+  test::WriteFile(path, "");
   ASSERT_EQ(truncate(path.c_str(), (int64_t{1} << 30) + 1), 0);  // sparse
   EXPECT_THAT(ReadFile(path),
               IsStatus(absl::StatusCode::kInvalidArgument,
@@ -72,9 +72,9 @@ TEST(ReadFileTest, RefusesAHugeFile) {
 
 TEST(ReadFileTest, SaysThatPermissionIsMissing) {
   const std::string path = FreshTempDir() + "/f";
-  testing::WriteFile(path, "x");
+  test::WriteFile(path, "x");
   ASSERT_EQ(chmod(path.c_str(), 0), 0);
-  const testing::ScopedUnprivileged unprivileged;
+  const test::ScopedUnprivileged unprivileged;
   ASSERT_TRUE(unprivileged.active());
   EXPECT_THAT(ReadFile(path), IsStatus(absl::StatusCode::kPermissionDenied,
                                        AllOf(HasSubstr(path), HasSubstr("Permission denied"))));
@@ -82,7 +82,7 @@ TEST(ReadFileTest, SaysThatPermissionIsMissing) {
 
 TEST(RegularFileTest, ClosesOnceWhenMoved) {
   const std::string path = FreshTempDir() + "/f";
-  testing::WriteFile(path, "xyz");
+  test::WriteFile(path, "xyz");
   int fd;
   {
     auto opened = RegularFile::Open(path);

@@ -17,9 +17,9 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::IsOk;
-using testing::IsStatus;
-using testing::RawSafetensorsBytes;
+using test::IsOk;
+using test::IsStatus;
+using test::RawSafetensorsBytes;
 using ::testing::StartsWith;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
@@ -237,10 +237,10 @@ TEST(SafetensorsTest, RefusesAnEmptyTensorInsideAnother) {
 
 std::string SampleFile() {
   const std::vector<float> values = {1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f};
-  return testing::SafetensorsBytes({testing::F32Tensor("model.embed.weight", {3, 2}, values),
-                                    testing::BF16Tensor("model.norm.weight", {6}, values),
+  return test::SafetensorsBytes({test::F32Tensor("model.embed.weight", {3, 2}, values),
+                                    test::BF16Tensor("model.norm.weight", {6}, values),
                                     {"empty", "F16", {0, 4}, ""},
-                                    testing::F16Tensor("lm_head.weight", {2, 3}, values)});
+                                    test::F16Tensor("lm_head.weight", {2, 3}, values)});
 }
 
 TEST(SafetensorsTest, RefusesEveryTruncation) {

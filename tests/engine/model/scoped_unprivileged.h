@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 class ScopedUnprivileged {
  public:
@@ -28,4 +28,4 @@ class ScopedUnprivileged {
   bool active_ = true;
 };
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

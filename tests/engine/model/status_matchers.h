@@ -8,7 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-namespace ferrite::testing {
+namespace ferrite::test {
 
 inline const absl::Status& StatusOf(const absl::Status& status) { return status; }
 template <typename T>
@@ -28,4 +28,4 @@ MATCHER(IsOk, "") {
   return arg.ok();
 }
 
-}  // namespace ferrite::testing
+}  // namespace ferrite::test

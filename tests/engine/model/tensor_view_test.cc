@@ -102,8 +102,8 @@ TEST(TensorViewTest, ConvertsARange) {
     values[i] = static_cast<float>(i);
   }
   for (const auto& tensor :
-       {testing::F32Tensor("t", {100}, values), testing::F16Tensor("t", {100}, values),
-        testing::BF16Tensor("t", {100}, values)}) {
+       {test::F32Tensor("t", {100}, values), test::F16Tensor("t", {100}, values),
+        test::BF16Tensor("t", {100}, values)}) {
     const TensorView view{
         "t", *DTypeFromName(tensor.dtype), {100}, std::as_bytes(std::span(tensor.data))};
     std::vector<float> out(3, -1.0f);
@@ -149,8 +149,8 @@ TEST(SafetensorsWriterTest, RoundsEveryHalfAndBFloatToItself) {
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     const Buffer all(AllSixteenBitValues());
     const std::vector<float> values = ToFloats(all.View(dtype));
-    const auto tensor = dtype == DType::kF16 ? testing::F16Tensor("t", {65536}, values)
-                                             : testing::BF16Tensor("t", {65536}, values);
+    const auto tensor = dtype == DType::kF16 ? test::F16Tensor("t", {65536}, values)
+                                             : test::BF16Tensor("t", {65536}, values);
     for (uint32_t bits = 0; bits < 65536; ++bits) {
       uint16_t written;
       std::memcpy(&written, tensor.data.data() + 2 * bits, 2);
@@ -163,10 +163,10 @@ TEST(SafetensorsWriterTest, RoundsEveryHalfAndBFloatToItself) {
 
 TEST(SafetensorsWriterTest, RoundsTiesToEven) {
   const std::vector<float> values = {2049.0f, 2051.0f, 65519.0f, 65520.0f, 0x1p-25f, 0x3p-25f};
-  const auto half = testing::F16Tensor("t", {6}, values);
+  const auto half = test::F16Tensor("t", {6}, values);
   EXPECT_THAT(ToFloats({"t", DType::kF16, {6}, std::as_bytes(std::span(half.data))}),
               ElementsAre(2048.0f, 2052.0f, 65504.0f, INFINITY, 0.0f, 0x1p-23f));
-  const auto bfloat = testing::BF16Tensor("t", {2}, std::vector<float>{257.0f, 259.0f});
+  const auto bfloat = test::BF16Tensor("t", {2}, std::vector<float>{257.0f, 259.0f});
   EXPECT_THAT(ToFloats({"t", DType::kBF16, {2}, std::as_bytes(std::span(bfloat.data))}),
               ElementsAre(256.0f, 260.0f));
 }
