@@ -32,6 +32,6 @@ function(ferrite_test)
   endif()
   if(FERRITE_SANITIZE STREQUAL "thread")
     set_tests_properties(${T_NAME} PROPERTIES ENVIRONMENT
-      "TSAN_OPTIONS=ignore_noninstrumented_modules=1 halt_on_error=1")
+      "TSAN_OPTIONS=ignore_noninstrumented_modules=1 halt_on_error=1 suppressions=${CMAKE_SOURCE_DIR}/tests/tsan_suppressions.txt")
   endif()
 endfunction()
