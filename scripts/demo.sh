@@ -19,12 +19,11 @@ trap cleanup EXIT
 
 echo "== Setting up and building (the first time takes a few minutes)"
 scripts/setup.sh
-cmake --preset cpu -DFERRITE_BUILD_TESTS=OFF -DFERRITE_BUILD_BENCHMARKS=OFF -B build/demo >"$log" ||
-  { cat "$log"; exit 1; }
-cmake --build build/demo --target ferrite-server ferrite --parallel "$(nproc)"
+cmake --preset cpu >"$log" || { cat "$log"; exit 1; }
+cmake --build --preset cpu --target ferrite-server ferrite --parallel "$(nproc)"
 
 echo "== Starting the server"
-build/demo/server/ferrite-server --config config/server.yaml \
+build/cpu/server/ferrite-server --config config/server.yaml \
   --server.listen=127.0.0.1:0 --server.drain_grace_seconds=0 2>"$log" &
 server=$!
 port=
@@ -36,7 +35,7 @@ for _ in $(seq 100); do
 done
 [ -n "$port" ] || { echo "demo.sh: the server did not become ready" >&2; cat "$log" >&2; exit 1; }
 cat "$log"
-ferrite=(build/demo/client/ferrite --server "127.0.0.1:$port")
+ferrite=(build/cpu/client/ferrite --server "127.0.0.1:$port")
 "${ferrite[@]}" health
 
 echo "== A story"
