@@ -2,7 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <google/protobuf/descriptor.h>
+#include <grpcpp/generic/generic_stub.h>
 
 #include <future>
 #include <thread>
@@ -14,10 +14,10 @@ namespace ferrite {
 namespace {
 
 using test::Answer;
-using ::testing::ElementsAre;
 using test::FakeBackendOptions;
 using test::Greedy;
 using test::Harness;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using HealthStatus = grpc::health::v1::HealthCheckResponse;
@@ -331,6 +331,59 @@ TEST(ServerTest, ControlTellsOfServerModelAndLoad) {
   EXPECT_EQ(load.workers(0).kv_blocks_free(), load.workers(0).kv_blocks_total());
   EXPECT_EQ(load.workers(0).steps_total(), 10u);
   EXPECT_FALSE(load.draining());
+}
+
+TEST(ServerTest, ReflectionListsTheServices) {
+  const auto harness = Harness::Fake(FakeBackendOptions());
+  grpc::GenericStub stub(harness->NewChannel());
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  const auto call = stub.PrepareCall(
+      &context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  void* tag = nullptr;
+  bool ok = false;
+  const auto done = [&] { return queue.Next(&tag, &ok) && ok; };
+  call->StartCall(nullptr);
+  ASSERT_TRUE(done());
+  // ServerReflectionRequest{list_services: ""}, by hand: the package has no client of it.
+  const grpc::Slice slice(std::string("\x3a\x00", 2));
+  call->Write(grpc::ByteBuffer(&slice, 1), grpc::WriteOptions().set_last_message(), nullptr);
+  ASSERT_TRUE(done());
+  grpc::ByteBuffer response;
+  call->Read(&response, nullptr);
+  ASSERT_TRUE(done());
+  grpc::Slice answer;
+  ASSERT_TRUE(response.DumpToSingleSlice(&answer).ok());
+  const std::string names(reinterpret_cast<const char*>(answer.begin()), answer.size());
+  for (const char* service :
+       {"ferrite.v1.Inference", "ferrite.v1.Control", "grpc.health.v1.Health"}) {
+    EXPECT_THAT(names, HasSubstr(service));
+  }
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  ASSERT_TRUE(done());
+  EXPECT_TRUE(status.ok()) << status.error_message();
+}
+
+TEST(ServerTest, DetokenizeUndoesTokenize) {
+  const auto harness = Harness::Fake(FakeBackendOptions());
+  const std::string text = "Once upon a time, 日本 said \n hello";
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text(text);
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext tokenize_context, detokenize_context, keep_context;
+  ASSERT_TRUE(harness->inference().Tokenize(&tokenize_context, tokenize, &tokens).ok());
+  EXPECT_EQ(tokens.token_ids(0), 1);
+  EXPECT_EQ(tokens.tokens(0), "<s>");
+  EXPECT_EQ(tokens.tokens_size(), tokens.token_ids_size());
+  v1::DetokenizeRequest detokenize;
+  *detokenize.mutable_token_ids() = tokens.token_ids();
+  v1::DetokenizeResponse back;
+  ASSERT_TRUE(harness->inference().Detokenize(&detokenize_context, detokenize, &back).ok());
+  EXPECT_EQ(back.text(), text);
+  detokenize.set_skip_special_tokens(false);
+  ASSERT_TRUE(harness->inference().Detokenize(&keep_context, detokenize, &back).ok());
+  EXPECT_THAT(back.text(), HasSubstr("<s>"));
 }
 
 TEST(ServerTest, AnotherServerOnTheSamePortIsAClearError) {
