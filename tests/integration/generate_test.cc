@@ -15,8 +15,8 @@ namespace {
 using test::Answer;
 using test::Greedy;
 using test::Harness;
-using ::testing::IsEmpty;
 using test::ReadGolden;
+using ::testing::IsEmpty;
 
 constexpr char kLily[] = "Lily and Tom went to the park";
 

@@ -14,16 +14,16 @@
 namespace ferrite {
 namespace {
 
-using ::testing::AllOf;
-using ::testing::ElementsAre;
 using test::F32Tensor;
 using test::FreshTempDir;
-using ::testing::HasSubstr;
 using test::IsOk;
 using test::IsStatus;
 using test::SafetensorsBytes;
 using test::TensorToWrite;
 using test::WriteFile;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kNotFound = absl::StatusCode::kNotFound;

@@ -11,12 +11,12 @@
 namespace ferrite {
 namespace {
 
-using ::testing::ElementsAre;
 using test::FreshTempDir;
-using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using test::IsOk;
 using test::IsStatus;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 

@@ -10,12 +10,12 @@
 namespace ferrite {
 namespace {
 
+using test::IsOk;
+using test::IsStatus;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using test::IsOk;
-using test::IsStatus;
 using ::testing::StartsWith;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;

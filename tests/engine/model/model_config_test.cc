@@ -15,13 +15,13 @@ namespace ferrite {
 namespace {
 
 using nlohmann::json;
-using ::testing::AllOf;
-using ::testing::ElementsAre;
 using test::FreshTempDir;
-using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using test::IsOk;
 using test::IsStatus;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;

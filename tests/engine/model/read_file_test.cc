@@ -16,11 +16,11 @@
 namespace ferrite {
 namespace {
 
-using ::testing::AllOf;
 using test::FreshTempDir;
-using ::testing::HasSubstr;
 using test::IsOk;
 using test::IsStatus;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 TEST(ReadFileTest, ReadsEveryByte) {
   const std::string path = FreshTempDir() + "/f";

@@ -13,13 +13,13 @@
 namespace ferrite {
 namespace {
 
+using test::IsOk;
+using test::IsStatus;
+using test::RawSafetensorsBytes;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using test::IsOk;
-using test::IsStatus;
-using test::RawSafetensorsBytes;
 using ::testing::StartsWith;
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
@@ -238,9 +238,9 @@ TEST(SafetensorsTest, RefusesAnEmptyTensorInsideAnother) {
 std::string SampleFile() {
   const std::vector<float> values = {1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f};
   return test::SafetensorsBytes({test::F32Tensor("model.embed.weight", {3, 2}, values),
-                                    test::BF16Tensor("model.norm.weight", {6}, values),
-                                    {"empty", "F16", {0, 4}, ""},
-                                    test::F16Tensor("lm_head.weight", {2, 3}, values)});
+                                 test::BF16Tensor("model.norm.weight", {6}, values),
+                                 {"empty", "F16", {0, 4}, ""},
+                                 test::F16Tensor("lm_head.weight", {2, 3}, values)});
 }
 
 TEST(SafetensorsTest, RefusesEveryTruncation) {
