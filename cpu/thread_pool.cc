@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "engine/thread_name.h"
+
 namespace ferrite {
 namespace {
 
@@ -86,6 +88,7 @@ void ThreadPool::Work(int32_t thread) {
 }
 
 void ThreadPool::WorkerMain(int32_t thread) {
+  SetThreadName("ferrite-cpu");
   uint64_t seen_epoch = 0;
   for (;;) {
     uint64_t state = AwaitLoop(seen_epoch);

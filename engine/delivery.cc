@@ -3,6 +3,8 @@
 #include <iterator>
 #include <utility>
 
+#include "engine/thread_name.h"
+
 namespace ferrite {
 
 Delivery::Delivery() : thread_([this] { Run(); }) {}
@@ -32,6 +34,7 @@ void Delivery::Post(std::vector<std::shared_ptr<TokenStream>>* streams) {
 }
 
 void Delivery::Run() {
+  SetThreadName("ferrite-deliver");
   std::vector<std::shared_ptr<TokenStream>> streams;
   while (true) {
     {

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/status_macros.h"
+#include "engine/thread_name.h"
 
 namespace ferrite {
 namespace {
@@ -74,6 +75,7 @@ void Worker::OnFinished(const Sequence& sequence) {
 }
 
 void Worker::Run() {
+  SetThreadName("ferrite-worker");
   while (true) {
     const bool idle = !scheduler_.has_work();
     if (idle) {

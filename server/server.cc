@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/model/checkpoint.h"
 #include "engine/status_macros.h"
+#include "engine/thread_name.h"
 #include "server/backend_factory.h"
 
 namespace ferrite {
@@ -116,6 +117,7 @@ void Server::SetHealth(const char* service, bool serving) {
 
 // A worker that failed, or whose step has stopped making progress, turns liveness and readiness.
 void Server::WatchHealth() {
+  SetThreadName("ferrite-health");
   bool healthy = true;
   while (true) {
     {

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <random>
 #include <thread>
@@ -53,6 +55,19 @@ std::vector<v1::GenerateRequest> MixedRequests(size_t count, uint32_t seed) {
     requests.push_back(MixedRequest(random));
   }
   return requests;
+}
+
+// The names of this process's threads that are ours.
+std::vector<std::string> FerriteThreads() {
+  std::vector<std::string> names;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "comm");
+    std::string name;
+    if (std::getline(file, name) && name.rfind("ferrite-", 0) == 0) {
+      names.push_back(name);
+    }
+  }
+  return names;
 }
 
 std::vector<Answer> RunOneByOne(Harness& harness, const std::vector<v1::GenerateRequest>& all) {
@@ -231,6 +246,9 @@ TEST(GenerateTest, SurvivesAStormOfCancelsDeadlinesAndSlowReaders) {
   EXPECT_GE(survivors, 32);
   EXPECT_LT(survivors, 64);
   EXPECT_TRUE(harness->BecomesIdle());
+  EXPECT_THAT(FerriteThreads(), ::testing::Not(IsEmpty()));
+  harness->StopServer();
+  EXPECT_THAT(FerriteThreads(), IsEmpty());
 }
 
 }  // namespace
