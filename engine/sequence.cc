@@ -72,7 +72,6 @@ bool Sequence::IsEndToken(TokenId token) const {
 // Releases the text still held back, unless a stop string has decided that it is dropped.
 bool Sequence::Finish(Completion completion, Clock::time_point now) {
   finished_ = true;
-  finish_reason_ = completion.reason;
   text_.clear();
   if (completion.stop_string.empty()) {
     piece_.clear();
@@ -82,7 +81,6 @@ bool Sequence::Finish(Completion completion, Clock::time_point now) {
         stop != nullptr) {
       completion.reason = FinishReason::kStop;
       completion.stop_string = *stop;
-      finish_reason_ = completion.reason;
     } else {
       stop_strings_.Finish(&text_);
     }

@@ -58,7 +58,6 @@ class Sequence {
   int32_t num_prompt_tokens() const { return static_cast<int32_t>(request_.prompt.size()); }
   bool started() const { return started_ != Clock::time_point(); }
   bool finished() const { return finished_; }
-  FinishReason finish_reason() const { return finish_reason_; }
   // What the request may occupy at most: counted by admission and by the choice of a worker.
   int64_t max_tokens() const { return int64_t{num_prompt_tokens()} + request_.max_new_tokens; }
 
@@ -76,7 +75,6 @@ class Sequence {
   std::string piece_;  // scratch: the text of one token
   std::string text_;   // scratch: what of it is decided
   bool finished_ = false;
-  FinishReason finish_reason_ = FinishReason::kNone;
   Clock::time_point started_;
   Clock::time_point first_token_;
 };

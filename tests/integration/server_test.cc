@@ -31,6 +31,15 @@ FakeBackendOptions Script(std::vector<TokenId> tokens, size_t prompt_tokens) {
   return fake;
 }
 
+// Room for thousands of tokens, which take a while.
+FakeBackendOptions LongAndSlow() {
+  FakeBackendOptions fake;
+  fake.step_time = std::chrono::milliseconds(5);
+  fake.max_sequence_length = 4096;
+  fake.num_blocks = 2048;
+  return fake;
+}
+
 // The byte token of a character.
 TokenId ByteToken(char character) { return 3 + static_cast<unsigned char>(character); }
 
@@ -151,12 +160,8 @@ TEST(ServerTest, DeltasMergeForASlowReader) {
   EXPECT_LT(answer.messages, 3002);
 }
 
-TEST(ServerTest, CancelFreesTheBlocksWithinTwoSteps) {
-  FakeBackendOptions fake;
-  fake.step_time = std::chrono::milliseconds(5);
-  fake.max_sequence_length = 4096;
-  fake.num_blocks = 2048;
-  const auto harness = Harness::Fake(fake);
+TEST(ServerTest, StreamCancelFreesTheBlocks) {
+  const auto harness = Harness::Fake(LongAndSlow());
   v1::GenerateRequest request = OneTokenPrompt(4000);
   request.mutable_stopping()->set_ignore_eos(true);
   const Answer answer =
@@ -171,11 +176,7 @@ TEST(ServerTest, CancelFreesTheBlocksWithinTwoSteps) {
 }
 
 TEST(ServerTest, UnaryCancelFreesTheBlocks) {
-  FakeBackendOptions fake;
-  fake.step_time = std::chrono::milliseconds(5);
-  fake.max_sequence_length = 4096;
-  fake.num_blocks = 2048;
-  const auto harness = Harness::Fake(fake);
+  const auto harness = Harness::Fake(LongAndSlow());
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
   v1::GenerateRequest request = OneTokenPrompt(4000);
@@ -188,11 +189,7 @@ TEST(ServerTest, UnaryCancelFreesTheBlocks) {
 }
 
 TEST(ServerTest, AbortEndsARequestByItsId) {
-  FakeBackendOptions fake;
-  fake.step_time = std::chrono::milliseconds(5);
-  fake.max_sequence_length = 4096;
-  fake.num_blocks = 2048;
-  const auto harness = Harness::Fake(fake);
+  const auto harness = Harness::Fake(LongAndSlow());
   v1::GenerateRequest request = OneTokenPrompt(4000);
   request.set_request_id("mine");
   request.mutable_stopping()->set_ignore_eos(true);
@@ -384,6 +381,33 @@ TEST(ServerTest, DetokenizeUndoesTokenize) {
   detokenize.set_skip_special_tokens(false);
   ASSERT_TRUE(harness->inference().Detokenize(&keep_context, detokenize, &back).ok());
   EXPECT_THAT(back.text(), HasSubstr("<s>"));
+}
+
+TEST(ServerTest, ConfiguredDefaultsApplyWhereModelAndRequestSayNothing) {
+  ServerConfig config = Harness::DefaultConfig();
+  config.defaults.temperature = 0.5;
+  config.defaults.top_k = 9;
+  config.defaults.top_p = 0.75;
+  config.defaults.min_p = 0.25;
+  config.defaults.max_new_tokens = 7;
+  config.scheduler.max_context = 64;
+  const auto harness = Harness::Stories(config);
+  v1::GenerateRequest request;
+  request.set_text("Once");
+  const v1::UsedParams used = harness->Stream(request).info.used();
+  EXPECT_EQ(used.temperature(), 0);  // the model's own: its file does not ask for sampling
+  EXPECT_EQ(used.top_k(), 9);
+  EXPECT_EQ(used.top_p(), 0.75f);
+  EXPECT_EQ(used.min_p(), 0.25f);
+  EXPECT_EQ(used.max_new_tokens(), 7);
+  request.mutable_sampling()->set_top_k(3);
+  request.mutable_stopping()->set_max_new_tokens(2);
+  const Answer answer = harness->Stream(request);
+  EXPECT_EQ(answer.info.used().top_k(), 3);
+  EXPECT_EQ(answer.usage.completion_tokens(), 2);
+  request.mutable_stopping()->set_max_new_tokens(64);
+  EXPECT_THAT(harness->Stream(request).status.error_message(),
+              HasSubstr("the context has 64 tokens"));
 }
 
 TEST(ServerTest, AnotherServerOnTheSamePortIsAClearError) {
