@@ -76,7 +76,7 @@ void ForwardPass::FillRotationTables(int32_t length) {
   cosines_.resize(int64_t{length} * half);
   sines_.resize(int64_t{length} * half);
   for (int32_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(config_.rope_theta, -2.0 * i / config_.head_dim);
+    const double frequency = std::pow(config_.rope.theta, -2.0 * i / config_.head_dim);
     for (int64_t position = 0; position < length; ++position) {
       const double angle = static_cast<double>(position) * frequency;
       cosines_[position * half + i] = static_cast<float>(std::cos(angle));

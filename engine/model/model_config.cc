@@ -108,7 +108,7 @@ absl::Status ReadRope(const JsonObject& file, ModelConfig* config) {
   if (scaling.has_value()) {
     RETURN_IF_ERROR(CheckRopeType(*scaling, /*required=*/true));
   }
-  config->rope_theta = theta.value_or(config->rope_theta);
+  config->rope.theta = theta.value_or(config->rope.theta);
   ASSIGN_OR_RETURN(const auto parameters, file.OptionalObject("rope_parameters"));
   if (!parameters.has_value()) {
     return absl::OkStatus();
@@ -118,7 +118,7 @@ absl::Status ReadRope(const JsonObject& file, ModelConfig* config) {
   if (newer.has_value() && theta.has_value() && *newer != *theta) {
     return parameters->Invalid("rope_theta", absl::StrCat("must equal rope_theta (", *theta, ")"));
   }
-  config->rope_theta = newer.value_or(config->rope_theta);
+  config->rope.theta = newer.value_or(config->rope.theta);
   return absl::OkStatus();
 }
 
@@ -159,6 +159,7 @@ absl::StatusOr<ModelConfig> Parse(std::string_view text, const std::string& sour
   config.architecture = family.architecture;
   ASSIGN_OR_RETURN(config.model_type, file.StringOr("model_type", family.model_type));
   RETURN_IF_ERROR(ReadShape(file, &config));
+  config.windows.assign(config.num_layers, 0);
   ASSIGN_OR_RETURN(const double eps, file.Number("rms_norm_eps", kEpsRange));
   config.rms_norm_eps = static_cast<float>(eps);
   ASSIGN_OR_RETURN(config.tie_word_embeddings, file.BoolOr("tie_word_embeddings", false));

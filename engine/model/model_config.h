@@ -13,6 +13,23 @@
 
 namespace ferrite {
 
+// How rotary embedding stretches positions beyond those a model was first trained on. What each
+// type means: transformers' modeling_rope_utils.py.
+struct RopeConfig {
+  enum class Type { kDefault, kLinear, kDynamic, kLlama3, kYarn };
+
+  Type type = Type::kDefault;
+  double theta = 10000.0;
+  double factor = 1.0;                          // all but kDefault
+  double original_max_position_embeddings = 0;  // kLlama3 and kYarn
+  double low_freq_factor = 1.0;                 // kLlama3
+  double high_freq_factor = 4.0;                // kLlama3
+  double beta_fast = 32.0;                      // kYarn, and so are the rest
+  double beta_slow = 1.0;
+  bool truncate = true;
+  double attention_factor = 1.0;  // of cos and sin, worked out from mscale where the file has that
+};
+
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM"
   std::string model_type;    // "llama"
@@ -25,7 +42,13 @@ struct ModelConfig {
   int32_t head_dim = 0;
   int32_t max_position_embeddings = 0;
   float rms_norm_eps = 0;
-  double rope_theta = 10000.0;
+  RopeConfig rope;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;  // RMS norm of each q and k head before rotation, as Qwen3 has it
+  // [num_layers] How many keys a query sees, itself and those just before it; 0: all of them.
+  std::vector<int32_t> windows;
   bool tie_word_embeddings = false;
   std::optional<TokenId> bos_token_id;
   std::vector<TokenId> eos_token_ids;

@@ -66,7 +66,7 @@ TEST(ModelConfigTest, ReadsEveryKey) {
   EXPECT_EQ(config->kv_size(), 16);
   EXPECT_EQ(config->max_position_embeddings, 512);
   EXPECT_EQ(config->rms_norm_eps, 1e-6f);
-  EXPECT_EQ(config->rope_theta, 500000.0);
+  EXPECT_EQ(config->rope.theta, 500000.0);
   EXPECT_TRUE(config->tie_word_embeddings);
   EXPECT_EQ(config->bos_token_id, 1);
   EXPECT_THAT(config->eos_token_ids, ElementsAre(2));
@@ -82,7 +82,7 @@ TEST(ModelConfigTest, HasDefaults) {
   ASSERT_THAT(config, IsOk());
   EXPECT_EQ(config->model_type, "llama");
   EXPECT_EQ(config->num_kv_heads, 8);
-  EXPECT_EQ(config->rope_theta, 10000.0);
+  EXPECT_EQ(config->rope.theta, 10000.0);
   EXPECT_FALSE(config->tie_word_embeddings);
   EXPECT_EQ(config->bos_token_id, std::nullopt);
   EXPECT_THAT(config->eos_token_ids, IsEmpty());
@@ -289,7 +289,7 @@ TEST(ModelConfigTest, ReadsRopeParameters) {
                                     "equal rope_theta (500000), got 1000000.0"));
   file.erase("rope_theta");
   ASSERT_THAT(Parse(file), IsOk());
-  EXPECT_EQ(Parse(file)->rope_theta, 1e6);
+  EXPECT_EQ(Parse(file)->rope.theta, 1e6);
   file["rope_parameters"] = {{"rope_theta", -1}};
   EXPECT_THAT(Parse(file), IsStatus(kInvalid, HasSubstr("'rope_parameters.rope_theta' must be")));
   file["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "yarn"}};
