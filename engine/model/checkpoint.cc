@@ -144,8 +144,9 @@ absl::StatusOr<const TensorView*> Checkpoint::Get(std::string_view name,
                                                   std::span<const int64_t> expected_shape) const {
   const TensorView* tensor = Find(name);
   if (tensor == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("the checkpoint has no tensor '", std::string(name), "'"));
+    return absl::NotFoundError(absl::StrCat("the checkpoint has no tensor '", std::string(name),
+                                            "', which must have shape ",
+                                            ShapeString(expected_shape)));
   }
   if (!std::ranges::equal(tensor->shape, expected_shape)) {
     return absl::InvalidArgumentError(

@@ -35,14 +35,15 @@ struct ModelTensors {
   const TensorView* embed = nullptr;  // [vocab, hidden]
   std::vector<LayerTensors> layers;
   const TensorView* final_norm = nullptr;  // [hidden]
-  const TensorView* lm_head = nullptr;     // [vocab, hidden]; null if tied to the embedding
+  const TensorView* lm_head = nullptr;     // [vocab, hidden]; null if it is the embedding
   int64_t num_parameters = 0;              // a tied lm_head counts once
 };
 
 // Finds every tensor that `config` calls for; names may lack their "model." prefix, all or none.
-// NotFound names a tensor that is missing; InvalidArgument names one of the wrong shape, with
-// expected and found shape, or one that the model has no place for (rotary_emb.inv_freq and a tied
-// lm_head.weight are let be).
+// NotFound names a tensor that is missing and its shape; InvalidArgument one of the wrong shape,
+// with expected and found shape, of a dtype that is no floating-point one, or one that the model
+// has no place for. rotary_emb.inv_freq is let be. A tied model may have embed_tokens.weight,
+// lm_head.weight, or both; if those differ they are not tied, as transformers has it.
 absl::StatusOr<ModelTensors> ResolveTensors(const ModelConfig& config,
                                             const Checkpoint& checkpoint);
 

@@ -89,7 +89,9 @@ TEST(CheckpointTest, ChecksShapeAndDType) {
   };
   ASSERT_THAT(get("w", {2, 2}), IsOk());
   EXPECT_EQ(*get("w", {2, 2}), (*checkpoint)->Find("w"));
-  EXPECT_THAT(get("x", {2, 2}), IsStatus(kNotFound, "the checkpoint has no tensor 'x'"));
+  EXPECT_THAT(
+      get("x", {2, 2}),
+      IsStatus(kNotFound, "the checkpoint has no tensor 'x', which must have shape [2, 2]"));
   EXPECT_THAT(get("w", {4}), IsStatus(kInvalid, "tensor 'w' must have shape [4], got [2, 2]"));
   EXPECT_THAT(get("w", {2, 2, 1}), IsStatus(kInvalid, HasSubstr("must have shape [2, 2, 1]")));
   EXPECT_THAT(get("w", {}), IsStatus(kInvalid, HasSubstr("must have shape [], got [2, 2]")));
