@@ -127,6 +127,22 @@ absl::StatusOr<JsonObject> JsonObject::Parse(std::string_view text, const std::s
 
 bool JsonObject::Has(const char* key) const { return Find(key) != nullptr; }
 
+bool JsonObject::IsNull(const char* key) const {
+  const auto it = object_.find(key);
+  return it != object_.end() && it->is_null();
+}
+
+std::vector<std::string> JsonObject::KeysInEffect() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : object_.items()) {
+    // empty() says whether a list, an object or null is; a string is never empty to it.
+    if (!value.empty() && value != false && value != "") {
+      keys.push_back(key);
+    }
+  }
+  return keys;
+}
+
 absl::StatusOr<int32_t> JsonObject::Int(const char* key, IntRange range) const {
   ASSIGN_OR_RETURN(const json* value, Require(key));
   return ToInt(key, *value, range);

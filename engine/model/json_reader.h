@@ -40,6 +40,9 @@ class JsonObject {
   static absl::StatusOr<JsonObject> Parse(std::string_view text, const std::string& source);
 
   bool Has(const char* key) const;
+  bool IsNull(const char* key) const;  // there, and null: for keys that are not absent then
+  // Those whose values are not null, false or empty, in alphabetical order.
+  std::vector<std::string> KeysInEffect() const;
 
   absl::StatusOr<int32_t> Int(const char* key, IntRange range) const;
   absl::StatusOr<std::optional<int32_t>> OptionalInt(const char* key, IntRange range) const;

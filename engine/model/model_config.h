@@ -28,6 +28,8 @@ struct RopeConfig {
   double beta_slow = 1.0;
   bool truncate = true;
   double attention_factor = 1.0;  // of cos and sin, worked out from mscale where the file has that
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -57,8 +59,9 @@ struct ModelConfig {
   int32_t kv_size() const { return num_kv_heads * head_dim; }
 };
 
-// Parses config.json. InvalidArgument names the key, its value and the bound; an architecture or
-// option that changes the numbers and is not supported is Unimplemented, named.
+// Parses config.json. A key that is absent has the value that transformers gives it in that family.
+// InvalidArgument names the key, its value and the bound; an architecture, or an option that might
+// change the numbers and is not supported (config_keys.h says which may), is Unimplemented, named.
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
 
 // Reads `directory`/config.json. NotFound if there is none.

@@ -175,5 +175,22 @@ TEST(JsonReaderTest, ShortensLongValues) {
   EXPECT_THAT(std::string(status.message()), ::testing::EndsWith("xxx..."));
 }
 
+TEST(JsonReaderTest, TellsNullFromAbsent) {
+  const auto object = JsonObject::Parse(R"({"a": null, "b": 0})", "f");
+  ASSERT_THAT(object, IsOk());
+  EXPECT_TRUE(object->IsNull("a"));
+  EXPECT_FALSE(object->IsNull("b"));
+  EXPECT_FALSE(object->IsNull("c"));
+}
+
+TEST(JsonReaderTest, ListsTheKeysThatSaySomething) {
+  const auto object = JsonObject::Parse(
+      R"({"z": 0, "y": true, "x": [0], "w": {"a": null}, "v": " ", "u": 0.0,
+          "a": null, "b": false, "c": [], "d": {}, "e": ""})",
+      "f");
+  ASSERT_THAT(object, IsOk());
+  EXPECT_THAT(object->KeysInEffect(), ElementsAre("u", "v", "w", "x", "y", "z"));
+}
+
 }  // namespace
 }  // namespace ferrite

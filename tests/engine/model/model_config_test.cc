@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tests/engine/model/scoped_unprivileged.h"
 #include "tests/engine/model/status_matchers.h"
@@ -74,8 +76,9 @@ TEST(ModelConfigTest, ReadsEveryKey) {
 
 TEST(ModelConfigTest, HasDefaults) {
   json file = Llama();
-  for (const char* key : {"model_type", "num_key_value_heads", "hidden_act", "bos_token_id",
-                          "eos_token_id", "tie_word_embeddings", "rope_theta"}) {
+  for (const char* key :
+       {"model_type", "num_key_value_heads", "hidden_act", "bos_token_id", "eos_token_id",
+        "tie_word_embeddings", "rope_theta", "rms_norm_eps", "max_position_embeddings"}) {
     file.erase(key);
   }
   const auto config = Parse(file);
@@ -84,14 +87,19 @@ TEST(ModelConfigTest, HasDefaults) {
   EXPECT_EQ(config->num_kv_heads, 8);
   EXPECT_EQ(config->rope.theta, 10000.0);
   EXPECT_FALSE(config->tie_word_embeddings);
-  EXPECT_EQ(config->bos_token_id, std::nullopt);
-  EXPECT_THAT(config->eos_token_ids, IsEmpty());
+  EXPECT_EQ(config->rms_norm_eps, 1e-6f);
+  EXPECT_EQ(config->max_position_embeddings, 2048);
+  EXPECT_EQ(config->bos_token_id, 1);
+  EXPECT_THAT(config->eos_token_ids, ElementsAre(2));
+  EXPECT_THAT(config->windows, ElementsAre(0, 0, 0));
+  EXPECT_FALSE(config->qkv_bias || config->o_bias || config->mlp_bias || config->qk_norm);
+  file["vocab_size"] = 2;
+  EXPECT_THAT(Parse(file)->eos_token_ids, IsEmpty());
 }
 
 TEST(ModelConfigTest, NamesMissingKeys) {
-  for (const std::string key :
-       {"architectures", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "vocab_size", "rms_norm_eps", "max_position_embeddings"}) {
+  for (const std::string key : {"architectures", "hidden_size", "intermediate_size",
+                                "num_hidden_layers", "num_attention_heads", "vocab_size"}) {
     EXPECT_THAT(Without(key), IsStatus(kInvalid, "config.json: missing key '" + key + "'"));
   }
 }
@@ -157,8 +165,8 @@ TEST(ModelConfigTest, AcceptsTheLargestSizes) {
 TEST(ModelConfigTest, WantsHeadsInEqualGroups) {
   EXPECT_THAT(With("num_key_value_heads", 3),
               IsStatus(kInvalid,
-                       "config.json: 'num_key_value_heads' must divide num_attention_heads (8), "
-                       "got 3"));
+                       "config.json: 'num_key_value_heads' must divide num_attention_heads (8) "
+                       "and is 3, got 3"));
   EXPECT_THAT(With("num_key_value_heads", 16), IsStatus(kInvalid, HasSubstr("got 16")));
 }
 
@@ -216,7 +224,8 @@ TEST(ModelConfigTest, RefusesOtherArchitectures) {
   EXPECT_THAT(With("architectures", json::array({"GPT2LMHeadModel"})),
               IsStatus(kUnimplemented,
                        "config.json: 'architectures' must name a supported one "
-                       "(LlamaForCausalLM), got [\"GPT2LMHeadModel\"]"));
+                       "(LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
+                       "Qwen3ForCausalLM), got [\"GPT2LMHeadModel\"]"));
   EXPECT_THAT(With("architectures", json::array()), IsStatus(kUnimplemented, HasSubstr("got []")));
   const auto config = With("architectures", json::array({"Other", "LlamaForCausalLM"}));
   ASSERT_THAT(config, IsOk());
@@ -227,10 +236,6 @@ TEST(ModelConfigTest, RefusesOptionsThatChangeTheNumbers) {
   EXPECT_THAT(
       With("hidden_act", "gelu"),
       IsStatus(kUnimplemented, AllOf(HasSubstr("'hidden_act'"), HasSubstr("got \"gelu\""))));
-  EXPECT_THAT(With("attention_bias", true),
-              IsStatus(kUnimplemented, HasSubstr("'attention_bias' is not supported")));
-  EXPECT_THAT(With("mlp_bias", true),
-              IsStatus(kUnimplemented, HasSubstr("'mlp_bias' is not supported")));
   EXPECT_THAT(With("pretraining_tp", 2),
               IsStatus(kUnimplemented, AllOf(HasSubstr("'pretraining_tp'"), HasSubstr("got 2"))));
   EXPECT_THAT(With("partial_rotary_factor", 0.5),
@@ -256,9 +261,10 @@ TEST(ModelConfigTest, AcceptsOptionsThatChangeNothing) {
 }
 
 TEST(ModelConfigTest, RefusesSlidingWindows) {
-  EXPECT_THAT(With("sliding_window", 4096),
-              IsStatus(kUnimplemented,
-                       AllOf(HasSubstr("'sliding_window' is not supported"), HasSubstr("4096"))));
+  EXPECT_THAT(
+      With("sliding_window", 4096),
+      IsStatus(kUnimplemented,
+               "config.json: 'sliding_window' is not supported for this architecture, got 4096"));
   json file = Llama();
   file["sliding_window"] = 4096;
   file["use_sliding_window"] = true;
@@ -267,34 +273,63 @@ TEST(ModelConfigTest, RefusesSlidingWindows) {
   EXPECT_THAT(Parse(file), IsOk());
 }
 
-TEST(ModelConfigTest, RefusesRopeScaling) {
-  EXPECT_THAT(With("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}),
-              IsStatus(kUnimplemented,
-                       AllOf(HasSubstr("'rope_scaling.rope_type'"), HasSubstr("got \"llama3\""))));
-  EXPECT_THAT(With("rope_scaling", {{"type", "linear"}, {"factor", 2.0}}),
-              IsStatus(kUnimplemented,
-                       AllOf(HasSubstr("'rope_scaling.type'"), HasSubstr("got \"linear\""))));
-  EXPECT_THAT(With("rope_scaling", {{"factor", 2.0}}),
-              IsStatus(kInvalid, HasSubstr("'rope_scaling.rope_type' must name the kind")));
-  EXPECT_THAT(With("rope_scaling", "linear"),
-              IsStatus(kInvalid, HasSubstr("'rope_scaling' must be an object")));
-  EXPECT_THAT(With("rope_scaling", {{"rope_type", "default"}}), IsOk());
+TEST(ModelConfigTest, ReadsBiases) {
+  EXPECT_TRUE(With("attention_bias", true)->qkv_bias);
+  EXPECT_TRUE(With("attention_bias", true)->o_bias);
+  EXPECT_FALSE(With("attention_bias", true)->mlp_bias);
+  EXPECT_TRUE(With("mlp_bias", true)->mlp_bias);
+  EXPECT_FALSE(With("mlp_bias", true)->qkv_bias);
+  EXPECT_THAT(With("mlp_bias", 1), IsStatus(kInvalid, HasSubstr("'mlp_bias' must be true or")));
 }
 
-TEST(ModelConfigTest, ReadsRopeParameters) {
+TEST(ModelConfigTest, RefusesWhatItDoesNotUnderstand) {
+  const std::vector<std::pair<std::string, json>> options = {
+      {"attention_multiplier", 0.0078125},
+      {"residual_multiplier", 0.22},
+      {"embedding_multiplier", 12.0},
+      {"logits_scaling", 16.0},
+      {"final_logit_softcapping", 30.0},
+      {"attn_logit_softcapping", 50.0},
+      {"layer_norm_eps", 1e-5},
+      {"num_experts", 8},
+      {"num_local_experts", 8},
+      {"qk_layernorm", true},
+      {"use_qk_norm", true},
+      {"rope_interleaved", true},
+      {"is_encoder_decoder", true},
+      {"no_rope_layers", json::array({1, 0})},
+      {"auto_map", {{"AutoModelForCausalLM", "modeling_x.X"}}},
+      {"compression_config", {{"format", "int-quantized"}}},
+      {"hidden_activation", "gelu_pytorch_tanh"},
+      {"dual_chunk_attention_config", {{"chunk_size", 262144}}},
+      {"something_new", 0}};
+  for (const auto& [key, value] : options) {
+    EXPECT_THAT(With(key, value),
+                IsStatus(kUnimplemented, "config.json: '" + key +
+                                             "' is not supported for this architecture, got " +
+                                             value.dump()));
+  }
+}
+
+TEST(ModelConfigTest, LetsKeysBeThatSayNothingOrChangeNothing) {
   json file = Llama();
-  file["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "default"}};
-  EXPECT_THAT(Parse(file), IsStatus(kInvalid,
-                                    "config.json: 'rope_parameters.rope_theta' must "
-                                    "equal rope_theta (500000), got 1000000.0"));
-  file.erase("rope_theta");
-  ASSERT_THAT(Parse(file), IsOk());
-  EXPECT_EQ(Parse(file)->rope.theta, 1e6);
-  file["rope_parameters"] = {{"rope_theta", -1}};
-  EXPECT_THAT(Parse(file), IsStatus(kInvalid, HasSubstr("'rope_parameters.rope_theta' must be")));
-  file["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "yarn"}};
-  EXPECT_THAT(Parse(file), IsStatus(kUnimplemented, AllOf(HasSubstr("'rope_parameters.rope_type'"),
-                                                          HasSubstr("got \"yarn\""))));
+  file["use_qk_norm"] = false;
+  file["attn_logit_softcapping"] = nullptr;
+  file["pruned_heads"] = json::object();
+  file["no_rope_layers"] = json::array();
+  file["prefix"] = "";
+  file["_name_or_path"] = "somewhere";
+  file["transformers.js_config"] = {{"kv_cache_dtype", "float16"}};
+  file["attention_dropout"] = 0.1;
+  file["temperature"] = 0.6;
+  EXPECT_THAT(Parse(file), IsOk());
+}
+
+TEST(ModelConfigTest, ModelTypeFollowsTheArchitecture) {
+  EXPECT_THAT(With("model_type", "granite"),
+              IsStatus(kInvalid,
+                       "config.json: 'model_type' must be \"llama\", as architectures "
+                       "has it, got \"granite\""));
 }
 
 TEST(ModelConfigTest, LoadsFromAFolder) {
