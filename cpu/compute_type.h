@@ -6,7 +6,8 @@
 
 namespace ferrite {
 
-// bf16 holds weights, matmul inputs and the KV cache in 16 bits; everything else is fp32 in both.
+// bf16 holds weights and the KV cache in 16 bits (matmul inputs too on CPUs that multiply bf16);
+// everything else is fp32 in both.
 enum class ComputeType { kFp32, kBf16 };
 
 inline const char* ComputeTypeName(ComputeType type) {

@@ -11,18 +11,15 @@
 namespace ferrite {
 namespace {
 
-bool CpuMultipliesBf16() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");
-#else
-  return false;
-#endif
-}
-
-// Norms are often kept in fp32 beside 16-bit weights, so what counts is the embedding table.
-bool Is16Bit(const Checkpoint& checkpoint) {
-  const TensorView* embed = checkpoint.Find("model.embed_tokens.weight");
-  return embed != nullptr && (embed->dtype == DType::kBF16 || embed->dtype == DType::kF16);
+// Norms are often kept in fp32 beside 16-bit weights, so what counts is the bulk of the bytes.
+bool IsMostlyBf16(const Checkpoint& checkpoint) {
+  size_t total = 0;
+  size_t bf16 = 0;
+  for (const TensorView& tensor : checkpoint.tensors()) {
+    total += tensor.data.size();
+    bf16 += tensor.dtype == DType::kBF16 ? tensor.data.size() : 0;
+  }
+  return bf16 > total / 2;
 }
 
 absl::StatusOr<ComputeType> ChooseComputeType(const std::string& wanted,
@@ -34,7 +31,7 @@ absl::StatusOr<ComputeType> ChooseComputeType(const std::string& wanted,
     return ComputeType::kBf16;
   }
   if (wanted == "auto") {
-    return Is16Bit(checkpoint) && CpuMultipliesBf16() ? ComputeType::kBf16 : ComputeType::kFp32;
+    return IsMostlyBf16(checkpoint) ? ComputeType::kBf16 : ComputeType::kFp32;
   }
   return absl::InvalidArgumentError(
       absl::StrCat("compute_type is \"", wanted, "\"; the CPU has auto, fp32 and bf16"));

@@ -21,7 +21,7 @@ namespace ferrite {
 class ForwardPass;
 
 struct CpuBackendOptions {
-  // "fp32", "bf16", or "auto": bf16 if the checkpoint is in 16 bits and the CPU multiplies bf16.
+  // "fp32", "bf16", or "auto": bf16 if most of the checkpoint is bf16, else fp32.
   std::string compute_type = "auto";
   int32_t num_threads = 0;  // 0: every CPU this process may run on
   int32_t num_blocks = 0;   // of the KV pool; 0: as many as kv_pool_bytes hold and can be used

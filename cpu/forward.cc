@@ -1,11 +1,11 @@
 #include "cpu/forward.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "cpu/simd_ops.h"
+#include "engine/model/rope.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -17,7 +17,8 @@ constexpr int64_t kMinElements = 1 << 14;
 int64_t RowGrain(int64_t elements_a_row) { return kMinElements / elements_a_row + 1; }
 
 int64_t PadRows(int64_t rows) {
-  return (rows + MatmulRuntime::kMaxRows - 1) / MatmulRuntime::kMaxRows * MatmulRuntime::kMaxRows;
+  return (rows + MatmulEngine::kRowPadding - 1) / MatmulEngine::kRowPadding *
+         MatmulEngine::kRowPadding;
 }
 
 }  // namespace
@@ -32,19 +33,21 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(const ModelConf
                             .block_size = options.block_size,
                             .kv_heads = config.num_kv_heads,
                             .head_dim = config.head_dim};
-  ASSIGN_OR_RETURN(pass->runtime_, MatmulRuntime::Create(options.compute_type, pool));
+  pass->type_ = options.compute_type;
+  ASSIGN_OR_RETURN(pass->matmul_, MatmulEngine::Create(options.compute_type, pool));
   ASSIGN_OR_RETURN(pass->kv_, KvPool::Create(geometry, options.compute_type));
   ASSIGN_OR_RETURN(pass->attention_, Attention::Create(geometry, config.num_heads,
                                                        options.max_sequences, pool->num_threads()));
   RETURN_IF_ERROR(pass->AllocateBuffers(options));
   pass->FillRotationTables(options.max_sequence_length);
-  ASSIGN_OR_RETURN(pass->weights_, LoadCpuWeights(config, checkpoint, pass->runtime_.get()));
+  ASSIGN_OR_RETURN(pass->weights_,
+                   LoadCpuWeights(config, checkpoint, pass->type_, pass->matmul_.get()));
   return pass;
 }
 
 absl::Status ForwardPass::AllocateBuffers(const ForwardOptions& options) {
   const int64_t rows = PadRows(std::max(options.max_step_tokens, options.max_sequences));
-  const auto input_size = static_cast<int64_t>(ComputeTypeSize(options.compute_type));
+  const auto input_size = static_cast<int64_t>(ComputeTypeSize(matmul_->input_type()));
   const auto floats = [&](AlignedBuffer<float>& buffer, int64_t height, int64_t width) {
     auto created = AlignedBuffer<float>::CreateZeroed(height * width, "activations");
     if (created.ok()) {
@@ -70,18 +73,14 @@ absl::Status ForwardPass::AllocateBuffers(const ForwardOptions& options) {
   return floats(logits_, options.max_sequences, config_.vocab_size);
 }
 
-// In double, because at long positions the angle's own rounding would show.
 void ForwardPass::FillRotationTables(int32_t length) {
-  const int32_t half = config_.head_dim / 2;
-  cosines_.resize(int64_t{length} * half);
-  sines_.resize(int64_t{length} * half);
-  for (int32_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(config_.rope.theta, -2.0 * i / config_.head_dim);
-    for (int64_t position = 0; position < length; ++position) {
-      const double angle = static_cast<double>(position) * frequency;
-      cosines_[position * half + i] = static_cast<float>(std::cos(angle));
-      sines_[position * half + i] = static_cast<float>(std::sin(angle));
-    }
+  const int64_t half = config_.head_dim / 2;
+  const RopeFrequencies frequencies = ComputeRopeFrequencies(config_.rope, config_.head_dim);
+  cosines_.resize(length * half);
+  sines_.resize(length * half);
+  for (int64_t position = 0; position < length; ++position) {
+    ComputeRotation(frequencies, position, std::span(cosines_).subspan(position * half, half),
+                    std::span(sines_).subspan(position * half, half));
   }
 }
 
@@ -103,7 +102,7 @@ absl::StatusOr<std::span<float>> ForwardPass::Run(const Batch& batch,
   if (rows > 0) {
     Normalize(sampled_.data(), weights_.final_norm, rows);
     RETURN_IF_ERROR(
-        weights_.lm_head.Run(normed_.data(), rows, logits_.data(), Linear::Output::kAssign));
+        weights_.lm_head->Run(normed_.data(), rows, logits_.data(), Linear::Output::kAssign));
   }
   return std::span<float>(logits_.data(), static_cast<size_t>(int64_t{rows} * config_.vocab_size));
 }
@@ -113,16 +112,16 @@ absl::Status ForwardPass::RunLayer(const Batch& batch, std::span<const BlockId> 
   const CpuLayerWeights& weights = weights_.layers[layer];
   const int32_t rows = batch.num_tokens();
   Normalize(residual_.data(), weights.input_norm, rows);
-  RETURN_IF_ERROR(weights.qkv.Run(normed_.data(), rows, qkv_.data(), Linear::Output::kAssign));
-  RotateAndStore(batch, layer);
-  attention_.Run(batch, block_tables, table_stride, layer, qkv_.data(), &kv_, pool_,
-                 attended_.data());
-  RETURN_IF_ERROR(weights.o.Run(attended_.data(), rows, residual_.data(), Linear::Output::kAdd));
+  RETURN_IF_ERROR(weights.qkv->Run(normed_.data(), rows, qkv_.data(), Linear::Output::kAssign));
+  PrepareHeads(batch, layer);
+  attention_.Run(batch, block_tables, table_stride, layer, config_.windows[layer], qkv_.data(),
+                 &kv_, pool_, matmul_->input_type(), attended_.data());
+  RETURN_IF_ERROR(weights.o->Run(attended_.data(), rows, residual_.data(), Linear::Output::kAdd));
   Normalize(residual_.data(), weights.post_norm, rows);
   RETURN_IF_ERROR(
-      weights.gate_up.Run(normed_.data(), rows, gate_up_.data(), Linear::Output::kAssign));
+      weights.gate_up->Run(normed_.data(), rows, gate_up_.data(), Linear::Output::kAssign));
   Activate(rows);
-  return weights.down.Run(activated_.data(), rows, residual_.data(), Linear::Output::kAdd);
+  return weights.down->Run(activated_.data(), rows, residual_.data(), Linear::Output::kAdd);
 }
 
 void ForwardPass::Embed(std::span<const TokenId> token_ids) {
@@ -130,7 +129,7 @@ void ForwardPass::Embed(std::span<const TokenId> token_ids) {
   pool_->ParallelFor(static_cast<int64_t>(token_ids.size()), RowGrain(hidden),
                      [&](int64_t begin, int64_t end, int32_t) {
                        for (int64_t t = begin; t < end; ++t) {
-                         ReadEmbedding(weights_, runtime_->type(), token_ids[t],
+                         ReadEmbedding(weights_, type_, token_ids[t],
                                        std::span<float>(residual_.data() + t * hidden,
                                                         static_cast<size_t>(hidden)));
                        }
@@ -142,7 +141,7 @@ void ForwardPass::Normalize(const float* x, const std::vector<float>& weight, in
   pool_->ParallelFor(rows, RowGrain(hidden), [&](int64_t begin, int64_t end, int32_t) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = x + t * hidden;
-      if (runtime_->type() == ComputeType::kBf16) {
+      if (matmul_->input_type() == ComputeType::kBf16) {
         RmsNorm(row, weight.data(), config_.rms_norm_eps, hidden,
                 reinterpret_cast<uint16_t*>(normed_.data()) + t * hidden);
       } else {
@@ -153,16 +152,25 @@ void ForwardPass::Normalize(const float* x, const std::vector<float>& weight, in
   });
 }
 
-void ForwardPass::RotateAndStore(const Batch& batch, int32_t layer) {
+// Norms and rotates the heads of q and k, and puts k and v into the cache.
+void ForwardPass::PrepareHeads(const Batch& batch, int32_t layer) {
+  const CpuLayerWeights& weights = weights_.layers[layer];
   const int64_t q_size = config_.q_size();
   const int64_t kv_size = config_.kv_size();
   const int64_t width = q_size + 2 * kv_size;
-  const int64_t half = config_.head_dim / 2;
+  const int64_t head_dim = config_.head_dim;
   pool_->ParallelFor(batch.num_tokens(), RowGrain(width), [&](int64_t begin, int64_t end, int32_t) {
     for (int64_t t = begin; t < end; ++t) {
       float* row = qkv_.data() + t * width;
-      const int64_t angles = batch.positions[t] * half;
-      RotateHeads(cosines_.data() + angles, sines_.data() + angles, half,
+      const auto normalize = [&](const std::vector<float>& weight, int64_t first, int64_t size) {
+        for (int64_t i = first; !weight.empty() && i < first + size; i += head_dim) {
+          RmsNorm(row + i, weight.data(), config_.rms_norm_eps, head_dim, row + i);
+        }
+      };
+      normalize(weights.q_norm, 0, q_size);
+      normalize(weights.k_norm, q_size, kv_size);
+      const int64_t angles = batch.positions[t] * head_dim / 2;
+      RotateHeads(cosines_.data() + angles, sines_.data() + angles, head_dim / 2,
                   config_.num_heads + config_.num_kv_heads, row);
       kv_.Write(layer, batch.slot_mapping[t], row + q_size, row + q_size + kv_size);
     }
@@ -174,7 +182,7 @@ void ForwardPass::Activate(int32_t rows) {
   pool_->ParallelFor(rows, RowGrain(width), [&](int64_t begin, int64_t end, int32_t) {
     for (int64_t t = begin; t < end; ++t) {
       const float* gate = gate_up_.data() + t * 2 * width;
-      if (runtime_->type() == ComputeType::kBf16) {
+      if (matmul_->input_type() == ComputeType::kBf16) {
         SiluMul(gate, gate + width, width,
                 reinterpret_cast<uint16_t*>(activated_.data()) + t * width);
       } else {

@@ -28,13 +28,13 @@ struct ForwardOptions {
   int32_t max_sequence_length = 0;
 };
 
-// Holds the weights, the KV pool and every buffer a step needs; a step allocates nothing (oneDNN,
-// inside its calls, does a little). Prefill chunks and decodes go through together. Used by one
-// thread at a time.
+// Holds the weights, the KV pool and every buffer a step needs; a step allocates nothing (except
+// that oneDNN, where it serves, does a little inside its calls). Prefill chunks and decodes go
+// through together. Used by one thread at a time.
 class ForwardPass {
  public:
   // The checkpoint is not needed afterwards; `pool` must outlive the pass. Errors are those of
-  // LoadCpuWeights, MatmulRuntime::Create and KvPool::Create.
+  // LoadCpuWeights, MatmulEngine::Create and KvPool::Create.
   static absl::StatusOr<std::unique_ptr<ForwardPass>> Create(const ModelConfig& config,
                                                              const Checkpoint& checkpoint,
                                                              const ForwardOptions& options,
@@ -56,26 +56,28 @@ class ForwardPass {
   void FillRotationTables(int32_t length);
   void Embed(std::span<const TokenId> token_ids);
   void Normalize(const float* x, const std::vector<float>& weight, int32_t rows);
-  void RotateAndStore(const Batch& batch, int32_t layer);
+  void PrepareHeads(const Batch& batch, int32_t layer);
   void Activate(int32_t rows);
   absl::Status RunLayer(const Batch& batch, std::span<const BlockId> block_tables,
                         int64_t table_stride, int32_t layer);
 
   ModelConfig config_;
   ThreadPool* pool_;
-  std::unique_ptr<MatmulRuntime> runtime_;
+  ComputeType type_ = ComputeType::kFp32;  // of weights and KV cache
+  std::unique_ptr<MatmulEngine> matmul_;
   CpuWeights weights_;
   KvPool kv_;
   Attention attention_;
   std::vector<float> cosines_;  // [max_sequence_length, head_dim / 2]
   std::vector<float> sines_;
-  // T is max_step_tokens. Matmul inputs have rows to spare, as Linear::Run wants.
+  // T is max_step_tokens. Matmul inputs have rows to spare, as Linear::Run wants; their type is
+  // the matmul engine's input type.
   AlignedBuffer<float> residual_;       // [T, hidden]
-  AlignedBuffer<std::byte> normed_;     // [T, hidden] compute type
+  AlignedBuffer<std::byte> normed_;     // [T, hidden]
   AlignedBuffer<float> qkv_;            // [T, q_size + 2 kv_size]
-  AlignedBuffer<std::byte> attended_;   // [T, q_size] compute type
+  AlignedBuffer<std::byte> attended_;   // [T, q_size]
   AlignedBuffer<float> gate_up_;        // [T, 2 intermediate]
-  AlignedBuffer<std::byte> activated_;  // [T, intermediate] compute type
+  AlignedBuffer<std::byte> activated_;  // [T, intermediate]
   AlignedBuffer<float> sampled_;        // [max_sequences, hidden]
   AlignedBuffer<float> logits_;         // [max_sequences, vocab]
 };

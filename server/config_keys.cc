@@ -89,8 +89,8 @@ constexpr ConfigKey kKeys[] = {
     {.name = "backend.compute_type",
      .field = FIELD(backend.compute_type),
      .help =
-         "The precision of the matrix products. auto: bf16 for a model in 16 bits on a processor "
-         "that multiplies bf16, else fp32.",
+         "The precision of the weights and the KV cache. auto: bf16 for a model whose weights are "
+         "bf16, else fp32.",
      .choices = "auto|fp32|bf16"},
     {.name = "backend.threads",
      .field = FIELD(backend.threads),

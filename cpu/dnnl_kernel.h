@@ -12,22 +12,22 @@
 
 namespace ferrite {
 
-class MatmulRuntime;
+class DnnlEngine;
 
-// Multiplies 1..kMaxRows rows by weights [inputs, columns] in one fixed packed layout. There is one
-// primitive for each of a few row counts; a count between two of them uses the larger. All are made
-// up front, so running one neither compiles nor locks.
-class MatmulKernel {
+// Multiplies 1..kRowPadding rows by weights [inputs, columns] in one fixed packed layout. There is
+// one primitive for each of a few row counts; a count between two of them uses the larger. All are
+// made up front, so running one neither compiles nor locks.
+class DnnlKernel {
  public:
-  static absl::StatusOr<std::unique_ptr<MatmulKernel>> Create(const MatmulRuntime& runtime,
-                                                              int32_t inputs, int32_t columns);
+  static absl::StatusOr<std::unique_ptr<DnnlKernel>> Create(const DnnlEngine& engine,
+                                                            int32_t inputs, int32_t columns);
 
   int32_t columns() const { return columns_; }
   const dnnl::memory::desc& weights_desc() const { return weights_desc_; }
   // oneDNN's name of the implementation, e.g. "brg:avx512_core".
   const std::string& implementation() const { return implementation_; }
 
-  // Writes y[rows, columns] fp32; y has room for kMaxRows. Safe for different `thread`s at once.
+  // Writes y[rows, columns] fp32; y has room for kRowPadding. Safe for different `thread`s at once.
   dnnl_status_t Run(const dnnl::memory& weights, const dnnl::stream& stream, int32_t thread,
                     const void* x, int32_t rows, float* y) const;
 
@@ -44,9 +44,9 @@ class MatmulKernel {
     std::vector<ThreadArguments> threads;
   };
 
-  MatmulKernel() = default;
-  void Build(const MatmulRuntime& runtime, dnnl::memory::format_tag weights_tag);
-  absl::Status AllocateScratchpads(const MatmulRuntime& runtime);
+  DnnlKernel() = default;
+  void Build(const DnnlEngine& engine, dnnl::memory::format_tag weights_tag);
+  absl::Status AllocateScratchpads(const DnnlEngine& engine);
 
   int32_t inputs_ = 0;
   int32_t columns_ = 0;

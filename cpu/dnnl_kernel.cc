@@ -1,11 +1,11 @@
-#include "cpu/matmul_kernel.h"
+#include "cpu/dnnl_kernel.h"
 
 #include <algorithm>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
 #include "cpu/dnnl_compat.h"
-#include "cpu/linear.h"
+#include "cpu/dnnl_engine.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -16,7 +16,7 @@ using Tag = dnnl::memory::format_tag;
 using Type = dnnl::memory::data_type;
 
 constexpr int32_t kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 48, 64};
-static_assert(kRowCounts[std::size(kRowCounts) - 1] == MatmulRuntime::kMaxRows);
+static_assert(kRowCounts[std::size(kRowCounts) - 1] == DnnlEngine::kRowPadding);
 // The row count for which oneDNN chooses the packed layout: between decoding and prefill.
 constexpr int32_t kTypicalRows = 32;
 
@@ -26,41 +26,40 @@ bool IsReference(std::string_view implementation) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MatmulKernel>> MatmulKernel::Create(const MatmulRuntime& runtime,
-                                                                   int32_t inputs,
-                                                                   int32_t columns) {
-  std::unique_ptr<MatmulKernel> kernel(new MatmulKernel);
+absl::StatusOr<std::unique_ptr<DnnlKernel>> DnnlKernel::Create(const DnnlEngine& engine,
+                                                               int32_t inputs, int32_t columns) {
+  std::unique_ptr<DnnlKernel> kernel(new DnnlKernel);
   kernel->inputs_ = inputs;
   kernel->columns_ = columns;
   try {
-    kernel->Build(runtime, Tag::any);
+    kernel->Build(engine, Tag::any);
     if (IsReference(kernel->implementation_)) {
       // The layout that suits the typical count leaves some other count without a fast
       // implementation; the plain one has the same for all.
-      kernel->Build(runtime, Tag::ab);
+      kernel->Build(engine, Tag::ab);
     }
   } catch (const dnnl::error& error) {
     const std::string message =
         absl::StrCat("oneDNN cannot multiply ", inputs, " x ", columns, " weights in ",
-                     ComputeTypeName(runtime.type()), " on this CPU: ", error.message);
+                     ComputeTypeName(engine.input_type()), " on this CPU: ", error.message);
     return error.status == dnnl_unimplemented ? absl::FailedPreconditionError(message)
                                               : absl::InternalError(message);
   }
-  if (runtime.type() == ComputeType::kBf16 && IsReference(kernel->implementation_)) {
+  if (engine.input_type() == ComputeType::kBf16 && IsReference(kernel->implementation_)) {
     return absl::FailedPreconditionError(
         absl::StrCat("oneDNN has no fast bf16 matrix product on this CPU (only ",
                      kernel->implementation_, "); use fp32"));
   }
-  RETURN_IF_ERROR(kernel->AllocateScratchpads(runtime));
+  RETURN_IF_ERROR(kernel->AllocateScratchpads(engine));
   return kernel;
 }
 
-void MatmulKernel::Build(const MatmulRuntime& runtime, Tag weights_tag) {
-  const Type type = runtime.type() == ComputeType::kBf16 ? Type::bf16 : Type::f32;
+void DnnlKernel::Build(const DnnlEngine& engine, Tag weights_tag) {
+  const Type type = engine.input_type() == ComputeType::kBf16 ? Type::bf16 : Type::f32;
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const auto describe = [&](int32_t rows, const Desc& weights) {
-    return MatmulDescriptor(runtime.engine(), Desc({rows, inputs_}, type, Tag::ab), weights,
+    return MatmulDescriptor(engine.handle(), Desc({rows, inputs_}, type, Tag::ab), weights,
                             Desc({rows, columns_}, Type::f32, Tag::ab), attr);
   };
   weights_desc_ =
@@ -74,11 +73,11 @@ void MatmulKernel::Build(const MatmulRuntime& runtime, Tag weights_tag) {
       implementation_ = desc.impl_info_str();
     }
     Variant variant{.rows = rows, .primitive = dnnl::matmul(desc), .threads = {}};
-    const dnnl::engine& engine = runtime.engine();
-    for (size_t i = 0; i < runtime.num_threads(); ++i) {
-      variant.threads.push_back({dnnl::memory(desc.src_desc(), engine, DNNL_MEMORY_NONE),
-                                 dnnl::memory(desc.dst_desc(), engine, DNNL_MEMORY_NONE),
-                                 dnnl::memory(desc.scratchpad_desc(), engine, DNNL_MEMORY_NONE)});
+    const dnnl::engine& handle = engine.handle();
+    for (size_t i = 0; i < engine.num_threads(); ++i) {
+      variant.threads.push_back({dnnl::memory(desc.src_desc(), handle, DNNL_MEMORY_NONE),
+                                 dnnl::memory(desc.dst_desc(), handle, DNNL_MEMORY_NONE),
+                                 dnnl::memory(desc.scratchpad_desc(), handle, DNNL_MEMORY_NONE)});
     }
     scratchpad_bytes_ =
         std::max(scratchpad_bytes_, static_cast<int64_t>(desc.scratchpad_desc().get_size()));
@@ -86,8 +85,8 @@ void MatmulKernel::Build(const MatmulRuntime& runtime, Tag weights_tag) {
   }
 }
 
-absl::Status MatmulKernel::AllocateScratchpads(const MatmulRuntime& runtime) {
-  for (size_t i = 0; i < runtime.num_threads(); ++i) {
+absl::Status DnnlKernel::AllocateScratchpads(const DnnlEngine& engine) {
+  for (size_t i = 0; i < engine.num_threads(); ++i) {
     ASSIGN_OR_RETURN(AlignedBuffer<uint8_t> scratchpad,
                      AlignedBuffer<uint8_t>::Create(scratchpad_bytes_, "a oneDNN scratchpad"));
     for (Variant& variant : variants_) {
@@ -98,8 +97,8 @@ absl::Status MatmulKernel::AllocateScratchpads(const MatmulRuntime& runtime) {
   return absl::OkStatus();
 }
 
-dnnl_status_t MatmulKernel::Run(const dnnl::memory& weights, const dnnl::stream& stream,
-                                int32_t thread, const void* x, int32_t rows, float* y) const {
+dnnl_status_t DnnlKernel::Run(const dnnl::memory& weights, const dnnl::stream& stream,
+                              int32_t thread, const void* x, int32_t rows, float* y) const {
   const auto variant =
       std::lower_bound(variants_.begin(), variants_.end(), rows,
                        [](const Variant& v, int32_t wanted) { return v.rows < wanted; });

@@ -1,0 +1,292 @@
+#include "cpu/panel_kernels.h"
+
+#include <cstring>
+
+#include "cpu/simd.h"
+
+namespace ferrite {
+namespace {
+
+// Vectors of as many lanes as an instruction set has. (The compiler splits wider ones badly.)
+template <int kLanes>
+struct Vector {
+  using Floats [[gnu::vector_size(kLanes * 4)]] = float;
+  using Words [[gnu::vector_size(kLanes * 4)]] = uint32_t;
+};
+
+// How far ahead of their use weights are asked for, in bytes: about what memory delivers within its
+// own latency.
+constexpr int kPrefetchBytes = 2048;
+
+// Where the rows of x are.
+struct StridedRows {
+  const float* x;
+  int64_t stride;
+  FERRITE_INLINE float Get(int row, int64_t input) const { return x[row * stride + input]; }
+};
+
+template <int kRows>
+struct TiledRows {
+  const float* x;
+  FERRITE_INLINE float Get(int row, int64_t input) const { return x[input * kRows + row]; }
+};
+
+// What one inner loop computes: kRows rows and kVectors vectors of columns.
+template <int kRowCount, int kVectorCount, int kLaneCount>
+struct Shape {
+  static constexpr int kRows = kRowCount;
+  static constexpr int kVectors = kVectorCount;
+  static constexpr int kLanes = kLaneCount;
+  static constexpr int kColumns = kVectors * kLanes;
+  using Floats = typename Vector<kLanes>::Floats;
+  using Words = typename Vector<kLanes>::Words;
+};
+
+template <typename S>
+struct Sums {
+  typename S::Floats values[S::kRows][S::kVectors] = {};
+
+  template <typename Rows>
+  FERRITE_INLINE void Add(const Rows& rows, int64_t input,
+                          const typename S::Floats (&weights)[S::kVectors]) {
+#pragma GCC unroll 16
+    for (int row = 0; row < S::kRows; ++row) {
+      const float x = rows.Get(row, input);
+#pragma GCC unroll 2
+      for (int v = 0; v < S::kVectors; ++v) {
+        values[row][v] += weights[v] * x;
+      }
+    }
+  }
+};
+
+template <int kBytes>
+FERRITE_INLINE void Prefetch(const void* ahead) {
+  for (int byte = 0; byte < kBytes; byte += 64) {
+    __builtin_prefetch(static_cast<const char*>(ahead) + kPrefetchBytes + byte);
+  }
+}
+
+template <typename S, typename Rows>
+FERRITE_INLINE void Multiply(const float* panel, const Rows& rows, int32_t inputs, Sums<S>& sums) {
+  for (int32_t input = 0; input < inputs; ++input) {
+    typename S::Floats weights[S::kVectors];
+    for (int v = 0; v < S::kVectors; ++v) {
+      std::memcpy(&weights[v], panel + v * S::kLanes, sizeof(weights[v]));
+    }
+    Prefetch<sizeof(weights)>(panel);
+    sums.Add(rows, input, weights);
+    panel += kPanelColumns;
+  }
+}
+
+// The first of each pair of neighbours is the low half of a word.
+template <typename S>
+FERRITE_INLINE void SplitPairs(const uint16_t* pairs, typename S::Floats (&even)[S::kVectors],
+                               typename S::Floats (&odd)[S::kVectors]) {
+  for (int v = 0; v < S::kVectors; ++v) {
+    typename S::Words words;
+    std::memcpy(&words, pairs + v * 2 * S::kLanes, sizeof(words));
+    const typename S::Words low = words << 16;
+    const typename S::Words high = words & 0xFFFF0000u;
+    std::memcpy(&even[v], &low, sizeof(low));
+    std::memcpy(&odd[v], &high, sizeof(high));
+  }
+}
+
+template <typename S, typename Rows>
+FERRITE_INLINE void Multiply(const uint16_t* panel, const Rows& rows, int32_t inputs,
+                             Sums<S>& sums) {
+  typename S::Floats even[S::kVectors];
+  typename S::Floats odd[S::kVectors];
+  const int32_t paired = inputs - inputs % 2;
+  for (int32_t input = 0; input < paired; input += 2) {
+    SplitPairs<S>(panel, even, odd);
+    Prefetch<sizeof(even)>(panel);
+    sums.Add(rows, input, even);
+    sums.Add(rows, input + 1, odd);
+    panel += 2 * kPanelColumns;
+  }
+  if (paired < inputs) {  // beyond the last input x holds another row, or nothing
+    SplitPairs<S>(panel, even, odd);
+    sums.Add(rows, paired, even);
+  }
+}
+
+template <typename S>
+FERRITE_INLINE void Store(const PanelProduct& product, int32_t first_column, const Sums<S>& sums,
+                          float* y) {
+#pragma GCC unroll 16
+  for (int row = 0; row < S::kRows; ++row) {
+#pragma GCC unroll 2
+    for (int v = 0; v < S::kVectors; ++v) {
+      const int32_t column = first_column + v * S::kLanes;
+      float* to = y + row * product.y_stride + column;
+      typename S::Floats sum = sums.values[row][v];
+      typename S::Floats other;
+      if (product.bias != nullptr) {
+        std::memcpy(&other, product.bias + column, sizeof(other));
+        sum += other;
+      }
+      if (product.add) {
+        std::memcpy(&other, to, sizeof(other));
+        sum += other;
+      }
+      std::memcpy(to, &sum, sizeof(sum));
+    }
+  }
+}
+
+// The same for a weight's last columns, which do not fill the vectors: sums [rows, sums_stride].
+[[gnu::noinline]] void StorePart(const PanelProduct& product, int32_t first_column, int32_t rows,
+                                 const float* sums, int64_t sums_stride, float* y) {
+  for (int32_t row = 0; row < rows; ++row) {
+    for (int32_t column = first_column; column < product.columns; ++column) {
+      float& to = y[row * product.y_stride + column];
+      float sum = sums[row * sums_stride + column - first_column];
+      if (product.bias != nullptr) {
+        sum += product.bias[column];
+      }
+      to = product.add ? sum + to : sum;
+    }
+  }
+}
+
+template <typename T, typename S, typename Rows>
+FERRITE_INLINE void RunTile(const PanelProduct& product, const Rows& rows, float* y) {
+  constexpr int kElements = sizeof(T) == sizeof(uint16_t) ? 2 : 1;  // of a column, side by side
+  for (int32_t first = 0; first < product.columns; first += S::kColumns) {
+    Sums<S> sums;
+    Multiply<S>(static_cast<const T*>(product.panel) + first * kElements, rows, product.inputs,
+                sums);
+    if (product.columns - first >= S::kColumns) {
+      Store<S>(product, first, sums, y);
+    } else {
+      float plain[S::kRows * S::kColumns];
+#pragma GCC unroll 16
+      for (int row = 0; row < S::kRows; ++row) {
+#pragma GCC unroll 2
+        for (int v = 0; v < S::kVectors; ++v) {
+          std::memcpy(plain + row * S::kColumns + v * S::kLanes, &sums.values[row][v],
+                      sizeof(sums.values[row][v]));
+        }
+      }
+      StorePart(product, first, S::kRows, plain, S::kColumns, y);
+    }
+  }
+}
+
+// S is the largest tile; the rows are cut into tiles of as equal a height as can be.
+template <typename T, typename S>
+FERRITE_INLINE void RunRows(const PanelProduct& product) {
+  int32_t tiles_left = (product.rows + S::kRows - 1) / S::kRows;
+  for (int32_t first = 0; first < product.rows; --tiles_left) {
+    const int32_t height = (product.rows - first + tiles_left - 1) / tiles_left;
+    const StridedRows rows{product.x + first * product.x_stride, product.x_stride};
+    float* y = product.y + first * product.y_stride;
+    const auto run = [&]<int kRows>() __attribute__((always_inline)) {
+      if constexpr (kRows <= S::kRows) {
+        RunTile<T, Shape<kRows, S::kVectors, S::kLanes>>(product, rows, y);
+      }
+    };
+    switch (height) {
+      // clang-format off
+      case 1: run.template operator()<1>(); break;
+      case 2: run.template operator()<2>(); break;
+      case 3: run.template operator()<3>(); break;
+      case 4: run.template operator()<4>(); break;
+      case 5: run.template operator()<5>(); break;
+      case 6: run.template operator()<6>(); break;
+      case 7: run.template operator()<7>(); break;
+      case 8: run.template operator()<8>(); break;
+      case 9: run.template operator()<9>(); break;
+      case 10: run.template operator()<10>(); break;
+      case 11: run.template operator()<11>(); break;
+      default: run.template operator()<12>(); break;
+        // clang-format on
+    }
+    first += height;
+  }
+}
+
+template <typename S>
+FERRITE_INLINE void RunTiles(const PanelProduct& product) {
+  for (int32_t first = 0; first < product.rows; first += S::kRows) {
+    const TiledRows<S::kRows> rows{product.x + int64_t{first} * product.inputs};
+    RunTile<float, S>(product, rows, product.y + first * product.y_stride);
+  }
+}
+
+template <typename S>
+FERRITE_INLINE void WidenBf16(const uint16_t* panel, int32_t inputs, float* out) {
+  for (int32_t input = 0; input < inputs; input += 2) {
+    for (int32_t first = 0; first < kPanelColumns; first += S::kColumns) {
+      typename S::Floats even[S::kVectors];
+      typename S::Floats odd[S::kVectors];
+      SplitPairs<S>(panel + first * 2, even, odd);
+      for (int v = 0; v < S::kVectors; ++v) {
+        float* to = out + first + v * S::kLanes;
+        std::memcpy(to, &even[v], sizeof(even[v]));
+        if (input + 1 < inputs) {
+          std::memcpy(to + kPanelColumns, &odd[v], sizeof(odd[v]));
+        }
+      }
+    }
+    panel += 2 * kPanelColumns;
+    out += 2 * kPanelColumns;
+  }
+}
+
+// As many sums as the registers hold: 24 of AVX-512's 32, 8 of the others' 16.
+using WideTile = Shape<12, 2, 16>;
+using MiddleTile = Shape<4, 2, 8>;
+using NarrowTile = Shape<4, 2, 4>;
+static_assert(kPanelColumns % WideTile::kColumns == 0);
+
+#define FERRITE_PANEL_KERNELS(NAME, TARGET, TILE)                                                \
+  TARGET void MultiplyFp32##NAME(const PanelProduct& product) { RunRows<float, TILE>(product); } \
+  TARGET void MultiplyBf16##NAME(const PanelProduct& product) {                                  \
+    RunRows<uint16_t, TILE>(product);                                                            \
+  }                                                                                              \
+  TARGET void MultiplyTiles##NAME(const PanelProduct& product) { RunTiles<TILE>(product); }      \
+  TARGET void Widen##NAME(const void* panel, int32_t inputs, float* out) {                       \
+    WidenBf16<TILE>(static_cast<const uint16_t*>(panel), inputs, out);                           \
+  }                                                                                              \
+  PanelKernels Kernels##NAME(ComputeType type) {                                                 \
+    const bool bf16 = type == ComputeType::kBf16;                                                \
+    return {.tile_rows = TILE::kRows,                                                            \
+            .multiply = bf16 ? MultiplyBf16##NAME : MultiplyFp32##NAME,                          \
+            .widen = Widen##NAME,                                                                \
+            .multiply_tiles = MultiplyTiles##NAME};                                              \
+  }
+
+#if defined(__x86_64__)
+FERRITE_PANEL_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), WideTile)
+FERRITE_PANEL_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), MiddleTile)
+#endif
+FERRITE_PANEL_KERNELS(Baseline, , NarrowTile)
+
+}  // namespace
+
+PanelKernels GetPanelKernels(ComputeType type, Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) {
+    return KernelsAvx512(type);
+  }
+  if (isa == Isa::kAvx2) {
+    return KernelsAvx2(type);
+  }
+#endif
+  return KernelsBaseline(type);
+}
+
+void PackTile(const float* x, int64_t x_stride, int32_t inputs, int32_t tile_rows, float* out) {
+  for (int32_t row = 0; row < tile_rows; ++row) {
+    const float* from = x + row * x_stride;
+    for (int32_t input = 0; input < inputs; ++input) {
+      out[int64_t{input} * tile_rows + row] = from[input];
+    }
+  }
+}
+
+}  // namespace ferrite
