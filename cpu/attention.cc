@@ -15,6 +15,7 @@ namespace {
 using simd::Floats;
 using simd::Ints;
 using simd::kLanes;
+using simd::Words;
 
 // Query rows that share each load of K and V: few for decoding; for prefill as many as AVX-512's
 // registers hold.
@@ -50,22 +51,60 @@ struct Tile {
   float* accumulator = nullptr;  // [kRows, value_stride]
 };
 
+// Two fp32 vectors out of one of pairs of bf16.
+FERRITE_INLINE void LoadPairs(const uint16_t* from, Floats& even, Floats& odd) {
+  Words words;
+  std::memcpy(&words, from, sizeof(words));
+  const Words low = words << 16;
+  const Words high = words & 0xFFFF0000u;
+  std::memcpy(&even, &low, sizeof(low));
+  std::memcpy(&odd, &high, sizeof(high));
+}
+
+// sums[row] += vector x factors[row * stride].
+template <int kRows>
+FERRITE_INLINE void AddScaled(const Floats& vector, const float* factors, int32_t stride,
+                              Floats (&sums)[kRows]) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+    sums[row] += vector * factors[row * stride];
+  }
+}
+
+// sums[row] = the products of sixteen keys with the queries [head_dim, kRows].
+template <int kRows>
+FERRITE_INLINE void Dot(const float* keys, const float* queries, int32_t head_dim,
+                        Floats (&sums)[kRows]) {
+  for (int32_t d = 0; d < head_dim; ++d) {
+    Floats key;
+    simd::Load(keys, key);
+    AddScaled<kRows>(key, queries, 1, sums);
+    keys += kLanes;
+    queries += kRows;
+  }
+}
+
+template <int kRows>
+FERRITE_INLINE void Dot(const uint16_t* keys, const float* queries, int32_t head_dim,
+                        Floats (&sums)[kRows]) {
+  for (int32_t d = 0; d < head_dim; d += 2) {
+    Floats even;
+    Floats odd;
+    LoadPairs(keys, even, odd);
+    AddScaled<kRows>(even, queries, 1, sums);
+    AddScaled<kRows>(odd, queries + kRows, 1, sums);
+    keys += 2 * kLanes;
+    queries += 2 * kRows;
+  }
+}
+
 // Scores of all rows against one group of sixteen keys, of which `count` exist; those a row does
 // not see become -inf.
 template <int kRows, typename T>
 FERRITE_INLINE void Score(const Tile& tile, const T* keys, int32_t head_dim, int32_t first_key,
                           int32_t count, float* scores, int32_t stride) {
   Floats sums[kRows] = {};
-  const float* queries = tile.queries;
-  for (int32_t d = 0; d < head_dim; ++d) {
-    Floats key;
-    simd::Load(keys + int64_t{d} * kLanes, key);
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row) {
-      sums[row] += key * queries[row];
-    }
-    queries += kRows;
-  }
+  Dot<kRows>(keys, tile.queries, head_dim, sums);
   const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
@@ -108,24 +147,46 @@ FERRITE_INLINE void Reweigh(int32_t width, int32_t value_stride, float* scores, 
   }
 }
 
+// sums[row] += weights[row] x `count` values; `values` is where the vector of the first one is.
+template <int kRows>
+FERRITE_INLINE void Blend(const float* values, int32_t count, int32_t value_stride,
+                          const float* weights, int32_t weights_stride, Floats (&sums)[kRows]) {
+  for (int32_t key = 0; key < count; ++key) {
+    Floats value;
+    simd::Load(values + int64_t{key} * value_stride, value);
+    AddScaled<kRows>(value, weights + key, weights_stride, sums);
+  }
+}
+
+template <int kRows>
+FERRITE_INLINE void Blend(const uint16_t* values, int32_t count, int32_t value_stride,
+                          const float* weights, int32_t weights_stride, Floats (&sums)[kRows]) {
+  Floats even;
+  Floats odd;
+  int32_t key = 0;
+  for (; key + 2 <= count; key += 2) {
+    LoadPairs(values + int64_t{key} * value_stride, even, odd);
+    AddScaled<kRows>(even, weights + key, weights_stride, sums);
+    AddScaled<kRows>(odd, weights + key + 1, weights_stride, sums);
+  }
+  if (key < count) {  // the other of the pair was never written
+    LoadPairs(values + int64_t{key} * value_stride, even, odd);
+    AddScaled<kRows>(even, weights + key, weights_stride, sums);
+  }
+}
+
 // accumulator[row] += weights[row] x values[count, value_stride].
 template <int kRows, typename T>
 FERRITE_INLINE void Gather(const T* values, int32_t count, int32_t value_stride,
                            const float* weights, int32_t weights_stride, float* accumulator) {
+  constexpr int kElements = sizeof(T) == sizeof(uint16_t) ? 2 : 1;  // side by side
   for (int32_t d = 0; d < value_stride; d += kLanes) {
     Floats sums[kRows];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       simd::Load(accumulator + int64_t{row} * value_stride + d, sums[row]);
     }
-    for (int32_t key = 0; key < count; ++key) {
-      Floats value;
-      simd::Load(values + int64_t{key} * value_stride + d, value);
-#pragma GCC unroll 16
-      for (int row = 0; row < kRows; ++row) {
-        sums[row] += value * weights[row * weights_stride + key];
-      }
-    }
+    Blend<kRows>(values + d * kElements, count, value_stride, weights, weights_stride, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       simd::Store(sums[row], accumulator + int64_t{row} * value_stride + d);
@@ -180,9 +241,9 @@ FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
       const int32_t block = tile.block_table[first_key / geometry.block_size].value;
       const T* keys = kv->Keys<T>(tile.layer, block, tile.kv_head);
       for (int32_t group = 0; group < block_width; group += kLanes) {
-        Score<kRows>(tile, keys + int64_t{group} * head_dim, head_dim, first_key + group,
-                     geometry.block_size - group, tile.weights + b * block_width + group,
-                     chunk_width);
+        Score<kRows>(tile, keys + group / kLanes * geometry.group_size(), head_dim,
+                     first_key + group, geometry.block_size - group,
+                     tile.weights + b * block_width + group, chunk_width);
       }
     }
     // Rows that stand in for others keep their scores: nobody reads what Gather makes of those.

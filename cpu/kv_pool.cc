@@ -1,30 +1,50 @@
 #include "cpu/kv_pool.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "cpu/simd_ops.h"
 
 namespace ferrite {
 namespace {
 
-void Narrow(float value, float* out) { *out = value; }
-void Narrow(float value, uint16_t* out) { *out = FloatToBf16(value); }
-
-template <typename T>
-void WriteToken(KvPool* pool, int32_t layer, int32_t slot, const float* k, const float* v) {
+// See KvGeometry for the layouts.
+void WriteToken(KvPool* pool, int32_t layer, int32_t slot, const float* k, const float* v,
+                float /*type*/) {
   constexpr int32_t kGroup = KvGeometry::kGroup;
   const KvGeometry& geometry = pool->geometry();
   const int32_t block = slot / geometry.block_size;
   const int32_t offset = slot % geometry.block_size;
   for (int32_t head = 0; head < geometry.kv_heads; ++head) {
-    T* keys = pool->Keys<T>(layer, block, head) +
-              int64_t{offset / kGroup} * geometry.head_dim * kGroup + offset % kGroup;
-    T* values = pool->Values<T>(layer, block, head) + int64_t{offset} * geometry.value_stride();
+    float* keys = pool->Keys<float>(layer, block, head) + offset / kGroup * geometry.group_size() +
+                  offset % kGroup;
+    float* values =
+        pool->Values<float>(layer, block, head) + int64_t{offset} * geometry.value_stride();
     for (int32_t d = 0; d < geometry.head_dim; ++d) {
-      Narrow(*k++, keys + int64_t{d} * kGroup);
-      Narrow(*v++, values + d);
+      keys[int64_t{d} * kGroup] = *k++;
+      values[d] = *v++;
+    }
+    std::fill(values + geometry.head_dim, values + geometry.value_stride(), 0.0f);
+  }
+}
+
+void WriteToken(KvPool* pool, int32_t layer, int32_t slot, const float* k, const float* v,
+                uint16_t /*type*/) {
+  constexpr int32_t kGroup = KvGeometry::kGroup;
+  const KvGeometry& geometry = pool->geometry();
+  const int32_t block = slot / geometry.block_size;
+  const int32_t offset = slot % geometry.block_size;
+  for (int32_t head = 0; head < geometry.kv_heads; ++head) {
+    uint16_t* keys = pool->Keys<uint16_t>(layer, block, head) +
+                     offset / kGroup * geometry.group_size() + offset % kGroup * 2;
+    uint16_t* values = pool->Values<uint16_t>(layer, block, head) +
+                       int64_t{offset / 2} * geometry.value_stride() * 2 + offset % 2;
+    for (int32_t d = 0; d < geometry.head_dim; ++d) {
+      keys[int64_t{d / 2} * kGroup * 2 + d % 2] = FloatToBf16(*k++);
+      values[int64_t{d} * 2] = FloatToBf16(*v++);
     }
     for (int32_t d = geometry.head_dim; d < geometry.value_stride(); ++d) {
-      Narrow(0.0f, values + d);
+      values[int64_t{d} * 2] = 0;
     }
   }
 }
@@ -62,9 +82,9 @@ absl::StatusOr<KvPool> KvPool::Create(const KvGeometry& geometry, ComputeType ty
 
 void KvPool::Write(int32_t layer, int32_t slot, const float* k, const float* v) {
   if (type_ == ComputeType::kBf16) {
-    WriteToken<uint16_t>(this, layer, slot, k, v);
+    WriteToken(this, layer, slot, k, v, uint16_t{});
   } else {
-    WriteToken<float>(this, layer, slot, k, v);
+    WriteToken(this, layer, slot, k, v, float{});
   }
 }
 

@@ -13,6 +13,10 @@ namespace ferrite {
 // For each layer, kv head and block: keys [key_groups, head_dim, 16] (sixteen tokens side by side,
 // so that a query meets sixteen keys at once; block sizes that are no multiple of 16 are padded)
 // and values [block_size, value_stride]. T is float or bf16 bits (uint16_t).
+//
+// In bf16, elements of two neighbouring rows stand side by side: keys are [key_groups,
+// ceil(head_dim / 2), 16, 2] and values [ceil(block_size / 2), value_stride, 2]. So one load yields
+// two fp32 vectors by a shift and a mask. Padding is zero or any other number, never a NaN.
 struct KvGeometry {
   static constexpr int32_t kGroup = 16;
 
@@ -24,9 +28,11 @@ struct KvGeometry {
 
   int32_t key_groups() const { return (block_size + kGroup - 1) / kGroup; }
   int32_t value_stride() const { return (head_dim + kGroup - 1) / kGroup * kGroup; }
-  // Elements of one block and head.
-  int64_t key_tile() const { return int64_t{key_groups()} * head_dim * kGroup; }
-  int64_t value_tile() const { return int64_t{block_size} * value_stride(); }
+  // Elements of one block and head, and of one group of keys. The same in both types, so that rows
+  // are rounded up to pairs.
+  int64_t group_size() const { return int64_t{head_dim + head_dim % 2} * kGroup; }
+  int64_t key_tile() const { return key_groups() * group_size(); }
+  int64_t value_tile() const { return int64_t{block_size + block_size % 2} * value_stride(); }
 };
 
 class KvPool {

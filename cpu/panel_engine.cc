@@ -11,11 +11,11 @@ namespace ferrite {
 namespace {
 
 // From this many rows on, rearranging x and widening weights once pays.
-constexpr int32_t kMinTiledRows = 48;
-// Rows rearranged at a time, and rows of one work item: what half of a second-level cache holds for
-// the longest inputs of a small model. Both are multiples of every kernel's tile.
-constexpr int32_t kMaxTiledRows = 480;
-constexpr int32_t kRowsPerItem = 120;
+constexpr int32_t kMinTiledRows = 36;
+// Rows rearranged at a time, a multiple of every kernel's tile.
+constexpr int32_t kMaxTiledRows = 1020;
+// Work items a thread may expect, so that a delayed thread leaves some to the others.
+constexpr int64_t kItemsPerThread = 4;
 // Products below this many multiplications run on the calling thread, and no other gets less:
 // waking one would take longer.
 constexpr int64_t kMinParallelMultiplications = 1 << 16;
@@ -24,25 +24,18 @@ constexpr int64_t kMinParallelMultiplications = 1 << 16;
 
 class PanelEngine::PanelLinear : public Linear {
  public:
-  PanelLinear(PanelEngine* engine, int32_t inputs, int32_t outputs, AlignedBuffer<std::byte> panels,
+  PanelLinear(PanelEngine* engine, int32_t inputs, int32_t outputs, const std::byte* panels,
               AlignedBuffer<float> bias)
-      : Linear(inputs, outputs),
-        engine_(engine),
-        panels_(std::move(panels)),
-        bias_(std::move(bias)) {}
+      : Linear(inputs, outputs), engine_(engine), panels_(panels), bias_(std::move(bias)) {}
 
   absl::Status Run(const void* x, int32_t rows, float* y, Output output) const override {
     const auto* input = static_cast<const float*>(x);
-    while (rows >= kMinTiledRows) {
-      const int32_t tile = engine_->kernels_.tile_rows;
-      const int32_t taken = std::min(rows / tile * tile, kMaxTiledRows);
-      RunTiled(input, taken, y, output);
-      input += int64_t{taken} * inputs();
-      y += int64_t{taken} * outputs();
-      rows -= taken;
-    }
-    if (rows > 0) {
-      RunDirect(input, rows, y, output);
+    for (int32_t first = 0; first < rows; first += kMaxTiledRows) {
+      const int32_t taken = std::min(rows - first, kMaxTiledRows);
+      const float* from = input + int64_t{first} * inputs();
+      float* to = y + int64_t{first} * outputs();
+      taken < kMinTiledRows ? RunDirect(from, taken, to, output)
+                            : RunTiled(from, taken, to, output);
     }
     return absl::OkStatus();
   }
@@ -61,8 +54,8 @@ class PanelEngine::PanelLinear : public Linear {
   int32_t num_panels() const { return (outputs() + kPanelColumns - 1) / kPanelColumns; }
 
   const std::byte* Panel(int64_t index) const {
-    return panels_.data() + index * PanelSize(engine_->type_, inputs()) *
-                                static_cast<int64_t>(ComputeTypeSize(engine_->type_));
+    return panels_ + index * PanelSize(engine_->type_, inputs()) *
+                         static_cast<int64_t>(ComputeTypeSize(engine_->type_));
   }
 
   // The product of one panel, x left open.
@@ -98,36 +91,56 @@ class PanelEngine::PanelLinear : public Linear {
   void RunTiled(const float* x, int32_t rows, float* y, Output output) const {
     const PanelKernels& kernels = engine_->kernels_;
     const int32_t tile = kernels.tile_rows;
+    const int32_t num_tiles = rows / tile;
     float* tiles = engine_->tiles_.data();
-    engine_->pool_->ParallelFor(rows / tile, Grain(int64_t{tile} * inputs()),
+    engine_->pool_->ParallelFor(num_tiles, Grain(int64_t{tile} * inputs()),
                                 [&](int64_t begin, int64_t end, int32_t) {
                                   for (int64_t i = begin; i < end; ++i) {
                                     const int64_t offset = i * tile * inputs();
                                     PackTile(x + offset, inputs(), inputs(), tile, tiles + offset);
                                   }
                                 });
-    // The panels of one group of rows follow each other, so that the group stays in a cache.
-    const int64_t groups = (rows + kRowsPerItem - 1) / kRowsPerItem;
+    // An item is a panel and, where there are more threads than panels, a group of rows.
+    const int64_t wanted = kItemsPerThread * engine_->pool_->num_threads() / num_panels() + 1;
+    const auto group_tiles =
+        static_cast<int32_t>((num_tiles + wanted - 1) / std::min<int64_t>(wanted, num_tiles));
+    const int64_t groups = (num_tiles + group_tiles - 1) / group_tiles;
     engine_->pool_->ParallelFor(
         groups * num_panels(), 1, [&](int64_t begin, int64_t end, int32_t thread) {
           for (int64_t item = begin; item < end; ++item) {
-            const int64_t first = item / num_panels() * kRowsPerItem;
-            PanelProduct product =
-                Describe(static_cast<int32_t>(item % num_panels()), y + first * outputs(), output);
-            if (engine_->type_ == ComputeType::kBf16) {
-              float* widened = engine_->panels_[thread].data();
-              kernels.widen(product.panel, inputs(), widened);
-              product.panel = widened;
-            }
-            product.x = tiles + first * inputs();
-            product.rows = static_cast<int32_t>(std::min<int64_t>(kRowsPerItem, rows - first));
-            kernels.multiply_tiles(product);
+            const auto panel = static_cast<int32_t>(item / groups);
+            const auto first_tile = static_cast<int32_t>(item % groups) * group_tiles;
+            RunGroup(panel, first_tile, std::min(num_tiles, first_tile + group_tiles), x, rows, y,
+                     output, thread);
           }
         });
   }
 
+  // One panel times the tiles [first, last), and after the last tile the rows that fill none.
+  void RunGroup(int32_t panel, int32_t first, int32_t last, const float* x, int32_t rows, float* y,
+                Output output, int32_t thread) const {
+    const PanelKernels& kernels = engine_->kernels_;
+    const int64_t first_row = int64_t{first} * kernels.tile_rows;
+    const int64_t last_row = int64_t{last} * kernels.tile_rows;
+    PanelProduct product = Describe(panel, y + first_row * outputs(), output);
+    if (engine_->type_ == ComputeType::kBf16) {
+      float* widened = engine_->panels_[thread].data();
+      kernels.widen(product.panel, inputs(), widened);
+      product.panel = widened;
+    }
+    product.x = engine_->tiles_.data() + first_row * inputs();
+    product.rows = static_cast<int32_t>(last_row - first_row);
+    kernels.multiply_tiles(product);
+    if (last == rows / kernels.tile_rows && last_row < rows) {
+      product = Describe(panel, y + last_row * outputs(), output);
+      product.x = x + last_row * inputs();
+      product.rows = static_cast<int32_t>(rows - last_row);
+      kernels.multiply(product);
+    }
+  }
+
   PanelEngine* engine_;
-  AlignedBuffer<std::byte> panels_;
+  const std::byte* panels_;    // in the engine's arena
   AlignedBuffer<float> bias_;  // [outputs], or empty
 };
 
@@ -157,10 +170,8 @@ absl::StatusOr<std::unique_ptr<Linear>> PanelEngine::Pack(std::span<const Linear
   RETURN_IF_ERROR(Reserve(inputs));
   const int64_t num_panels = (int64_t{outputs} + kPanelColumns - 1) / kPanelColumns;
   const int64_t panel_size = PanelSize(type_, inputs);
-  ASSIGN_OR_RETURN(
-      AlignedBuffer<std::byte> panels,
-      AlignedBuffer<std::byte>::Create(
-          num_panels * panel_size * static_cast<int64_t>(ComputeTypeSize(type_)), "a weight"));
+  const int64_t panel_bytes = panel_size * static_cast<int64_t>(ComputeTypeSize(type_));
+  ASSIGN_OR_RETURN(std::byte * panels, arena_.Allocate(num_panels * panel_bytes, "a weight"));
   const auto store = [&]<typename T>(T* panel, const float* plain, int32_t columns) {
     for (int32_t input = 0; input < inputs; ++input) {
       for (int32_t column = 0; column < columns; ++column) {
@@ -180,9 +191,7 @@ absl::StatusOr<std::unique_ptr<Linear>> PanelEngine::Pack(std::span<const Linear
       const int64_t first = index * kPanelColumns;
       const auto columns = static_cast<int32_t>(std::min<int64_t>(kPanelColumns, outputs - first));
       rows.ReadWeights(first, columns, plain);
-      std::byte* panel =
-          panels.data() + index * panel_size * static_cast<int64_t>(ComputeTypeSize(type_));
-      std::memset(panel, 0, panel_size * ComputeTypeSize(type_));
+      std::byte* panel = panels + index * panel_bytes;
       if (type_ == ComputeType::kBf16) {
         store(reinterpret_cast<uint16_t*>(panel), plain, columns);
       } else {
@@ -195,7 +204,7 @@ absl::StatusOr<std::unique_ptr<Linear>> PanelEngine::Pack(std::span<const Linear
     ASSIGN_OR_RETURN(bias, AlignedBuffer<float>::Create(outputs, "a bias"));
     rows.ReadBiases(bias.data());
   }
-  return std::make_unique<PanelLinear>(this, inputs, outputs, std::move(panels), std::move(bias));
+  return std::make_unique<PanelLinear>(this, inputs, outputs, panels, std::move(bias));
 }
 
 }  // namespace ferrite

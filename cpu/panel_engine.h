@@ -11,6 +11,7 @@
 #include "cpu/aligned_buffer.h"
 #include "cpu/matmul_engine.h"
 #include "cpu/panel_kernels.h"
+#include "cpu/weight_arena.h"
 
 namespace ferrite {
 
@@ -32,6 +33,7 @@ class PanelEngine : public MatmulEngine {
   ComputeType type_;
   PanelKernels kernels_;
   ThreadPool* pool_;
+  WeightArena arena_;
   int32_t max_inputs_ = 0;
   AlignedBuffer<float> tiles_;                // [kMaxTiledRows, max_inputs] x, tile by tile
   std::vector<AlignedBuffer<float>> panels_;  // [num_threads] of [max_inputs, kPanelColumns]

@@ -242,6 +242,7 @@ using WideTile = Shape<12, 2, 16>;
 using MiddleTile = Shape<4, 2, 8>;
 using NarrowTile = Shape<4, 2, 4>;
 static_assert(kPanelColumns % WideTile::kColumns == 0);
+static_assert(WideTile::kRows % 4 == 0 && MiddleTile::kRows % 4 == 0 && NarrowTile::kRows % 4 == 0);
 
 #define FERRITE_PANEL_KERNELS(NAME, TARGET, TILE)                                                \
   TARGET void MultiplyFp32##NAME(const PanelProduct& product) { RunRows<float, TILE>(product); } \
@@ -281,10 +282,31 @@ PanelKernels GetPanelKernels(ComputeType type, Isa isa) {
 }
 
 void PackTile(const float* x, int64_t x_stride, int32_t inputs, int32_t tile_rows, float* out) {
-  for (int32_t row = 0; row < tile_rows; ++row) {
-    const float* from = x + row * x_stride;
-    for (int32_t input = 0; input < inputs; ++input) {
-      out[int64_t{input} * tile_rows + row] = from[input];
+  using Four = Vector<4>::Floats;
+  using Lanes [[gnu::vector_size(16)]] = int32_t;
+  int32_t input = 0;
+  for (; input + 4 <= inputs; input += 4) {  // transposed four by four
+    for (int32_t row = 0; row < tile_rows; row += 4) {
+      Four a[4];
+      for (int i = 0; i < 4; ++i) {
+        std::memcpy(&a[i], x + (row + i) * x_stride + input, sizeof(Four));
+      }
+      const Four low01 = __builtin_shuffle(a[0], a[1], Lanes{0, 4, 1, 5});
+      const Four high01 = __builtin_shuffle(a[0], a[1], Lanes{2, 6, 3, 7});
+      const Four low23 = __builtin_shuffle(a[2], a[3], Lanes{0, 4, 1, 5});
+      const Four high23 = __builtin_shuffle(a[2], a[3], Lanes{2, 6, 3, 7});
+      const Four columns[4] = {__builtin_shuffle(low01, low23, Lanes{0, 1, 4, 5}),
+                               __builtin_shuffle(low01, low23, Lanes{2, 3, 6, 7}),
+                               __builtin_shuffle(high01, high23, Lanes{0, 1, 4, 5}),
+                               __builtin_shuffle(high01, high23, Lanes{2, 3, 6, 7})};
+      for (int i = 0; i < 4; ++i) {
+        std::memcpy(out + int64_t{input + i} * tile_rows + row, &columns[i], sizeof(Four));
+      }
+    }
+  }
+  for (; input < inputs; ++input) {
+    for (int32_t row = 0; row < tile_rows; ++row) {
+      out[int64_t{input} * tile_rows + row] = x[row * x_stride + input];
     }
   }
 }
