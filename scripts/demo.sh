@@ -2,10 +2,38 @@
 # Sets up, builds, starts the server on the embedded model, streams a story through gRPC, and stops
 # the server again.
 #   scripts/demo.sh [PROMPT]
+#   scripts/demo.sh --model smollm2 [QUESTION]   downloads a model that chats, and asks it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-prompt=${1-Once upon a time}
+model=stories260k
+if [ "${1-}" = --model ]; then
+  model=${2-}
+  shift $(($# < 2 ? $# : 2))
+fi
+case "$model" in
+  stories260k)
+    folder=models/stories260k
+    title="A story"
+    generate=(--echo-prompt --temperature 0.8 --max-new-tokens 300 "${1-Once upon a time}")
+    ;;
+  smollm2)
+    folder=models/smollm2-135m-instruct
+    question=${1-What is the capital of France, and what is it known for?}
+    title="Asking: $question"
+    # The model's chat format; it ends its answer with <|im_end|>, its end token.
+    generate=(--temperature 0 --max-new-tokens 200 "<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+<|im_start|>user
+$question<|im_end|>
+<|im_start|>assistant
+")
+    ;;
+  *)
+    echo "demo.sh: --model is \"$model\", not stories260k or smollm2" >&2
+    exit 2
+    ;;
+esac
 log=$(mktemp)
 server=
 cleanup() {
@@ -22,8 +50,13 @@ scripts/setup.sh
 cmake --preset cpu >"$log" || { cat "$log"; exit 1; }
 cmake --build --preset cpu --target ferrite-server ferrite --parallel "$(nproc)"
 
+if [ "$model" = smollm2 ]; then
+  echo "== Getting the model"
+  scripts/get_smollm2.py
+fi
+
 echo "== Starting the server"
-build/cpu/server/ferrite-server --config config/server.yaml \
+build/cpu/server/ferrite-server --config config/server.yaml --model.path="$folder" \
   --server.listen=127.0.0.1:0 --server.drain_grace_seconds=0 2>"$log" &
 server=$!
 port=
@@ -38,8 +71,8 @@ cat "$log"
 ferrite=(build/cpu/client/ferrite --server "127.0.0.1:$port")
 "${ferrite[@]}" health
 
-echo "== A story"
-"${ferrite[@]}" generate --echo-prompt --temperature 0.8 --max-new-tokens 300 "$prompt"
+echo "== $title"
+"${ferrite[@]}" generate "${generate[@]}"
 
 echo "== Stopping the server"
 kill -TERM "$server"
