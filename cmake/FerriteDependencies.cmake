@@ -23,3 +23,14 @@ if(TARGET yaml-cpp::yaml-cpp)
 else()
   set(FERRITE_YAML_CPP yaml-cpp)
 endif()
+
+# The distributions package neither with a CMake file that both of them have.
+find_path(FERRITE_PCRE2_INCLUDE pcre2.h REQUIRED)
+find_library(FERRITE_PCRE2_LIBRARY pcre2-8 REQUIRED)
+find_path(FERRITE_UTF8PROC_INCLUDE utf8proc.h REQUIRED)
+find_library(FERRITE_UTF8PROC_LIBRARY utf8proc REQUIRED)
+add_library(ferrite_text INTERFACE)
+target_include_directories(ferrite_text SYSTEM INTERFACE
+  ${FERRITE_PCRE2_INCLUDE} ${FERRITE_UTF8PROC_INCLUDE})
+target_link_libraries(ferrite_text INTERFACE
+  ${FERRITE_PCRE2_LIBRARY} ${FERRITE_UTF8PROC_LIBRARY})

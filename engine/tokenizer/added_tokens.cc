@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/status_macros.h"
 #include "engine/tokenizer/utf8.h"
+#include "engine/tokenizer/word_character.h"
 
 namespace ferrite {
 namespace {
@@ -15,18 +16,14 @@ absl::StatusOr<AddedToken> ParseToken(const JsonCursor& entry, const Normalizer&
   ASSIGN_OR_RETURN(const int64_t id, entry.Integer("id", 0, kMaxTokenId));
   token.id = static_cast<TokenId>(id);
   ASSIGN_OR_RETURN(token.content, entry.String("content"));
-  ASSIGN_OR_RETURN(const bool single_word, entry.BoolOr("single_word", false));
+  ASSIGN_OR_RETURN(token.single_word, entry.BoolOr("single_word", false));
   ASSIGN_OR_RETURN(token.lstrip, entry.BoolOr("lstrip", false));
   ASSIGN_OR_RETURN(token.rstrip, entry.BoolOr("rstrip", false));
   ASSIGN_OR_RETURN(token.special, entry.BoolOr("special", false));
   ASSIGN_OR_RETURN(token.normalized, entry.BoolOr("normalized", !token.special));
   if (token.content.empty()) return entry.Invalid("content is empty");
-  if (single_word) {
-    return entry.Unimplemented(
-        absl::StrCat("single_word of \"", token.content, "\" is not supported"));
-  }
   token.form = token.content;
-  if (token.normalized) normalizer.Apply(&token.form);
+  if (token.normalized) RETURN_IF_ERROR(normalizer.Apply(&token.form));
   return token;
 }
 
@@ -78,8 +75,13 @@ void AddedTokenMatcher::Split(std::string_view text, std::vector<TextSegment>* o
       }
       size_t start = i;
       size_t stop = i + match->length;
-      // The search goes on behind the match itself, even if it takes white space along.
+      // The search goes on behind the match itself, even if it takes white space along or turns out
+      // to be part of a word.
       i = stop;
+      if (match->token->single_word && (EndsWithWordCharacter(text.substr(0, start)) ||
+                                        StartsWithWordCharacter(text.substr(stop)))) {
+        continue;
+      }
       if (match->token->lstrip) {
         start = std::max(start - TrailingWhiteSpace(text.substr(0, start)), done);
       }

@@ -23,6 +23,7 @@ struct AddedToken {
   TokenId id;
   std::string content;
   std::string form;  // what the pipeline sees: the content, normalized if the token is
+  bool single_word;  // counts only where no letter, digit or the like adjoins it
   bool lstrip;       // takes white space before it along
   bool rstrip;       // takes white space after it along
   bool normalized;   // is searched for in normalized text, not in the raw one

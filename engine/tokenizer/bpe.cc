@@ -4,11 +4,13 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
 #include "engine/status_macros.h"
+#include "engine/tokenizer/byte_alphabet.h"
 #include "engine/tokenizer/utf8.h"
 #include "nlohmann/json.hpp"
 
@@ -16,6 +18,9 @@ namespace ferrite {
 namespace {
 
 constexpr int32_t kNoSymbol = -1;
+
+// Up to this many symbols, looking through all of them beats keeping a heap.
+constexpr size_t kFew = 48;
 
 // The two sides of a merge, written "a b" or ["a", "b"].
 struct MergeText {
@@ -53,12 +58,15 @@ absl::Status RequireEmpty(const JsonCursor& model, std::string_view key) {
 
 }  // namespace
 
-absl::StatusOr<Bpe> Bpe::Parse(const JsonCursor& model, const Vocabulary& vocabulary) {
+absl::StatusOr<Bpe> Bpe::Parse(const JsonCursor& model, const Vocabulary& vocabulary,
+                               bool byte_level) {
   Bpe bpe(vocabulary);
+  bpe.byte_level_ = byte_level;
   RETURN_IF_ERROR(bpe.ParseOptions(model));
-  bpe.IndexCharacters();
+  RETURN_IF_ERROR(bpe.IndexUnits(model));
   ASSIGN_OR_RETURN(const JsonCursor merges, model.Member("merges"));
   RETURN_IF_ERROR(bpe.ParseMerges(merges));
+  bpe.whole_ = std::make_unique<std::atomic<Whole>[]>(static_cast<size_t>(vocabulary.size()));
   return bpe;
 }
 
@@ -74,7 +82,6 @@ absl::Status Bpe::ParseOptions(const JsonCursor& model) {
   ASSIGN_OR_RETURN(byte_fallback_, model.BoolOr("byte_fallback", false));
   ASSIGN_OR_RETURN(fuse_unk_, model.BoolOr("fuse_unk", false));
   ASSIGN_OR_RETURN(ignore_merges_, model.BoolOr("ignore_merges", false));
-  unk_id_ = kNoToken;
   if (const auto unk = model.Find("unk_token"); unk.has_value()) {
     ASSIGN_OR_RETURN(const std::string token, unk->String());
     const std::optional<TokenId> id = vocabulary_->Find(token);
@@ -84,21 +91,39 @@ absl::Status Bpe::ParseOptions(const JsonCursor& model) {
   return absl::OkStatus();
 }
 
-void Bpe::IndexCharacters() {
-  ascii_ids_.fill(kNoToken);
-  for (TokenId id = 0; id < vocabulary_->size(); ++id) {
-    const std::optional<std::string_view> token = vocabulary_->Token(id);
-    if (!token.has_value() || !IsOneCharacter(*token)) continue;
-    const char32_t code_point = FirstCodePoint(*token);
-    if (code_point < ascii_ids_.size()) {
-      ascii_ids_[code_point] = id;
-    } else {
-      character_ids_[code_point] = id;
+absl::Status Bpe::IndexUnits(const JsonCursor& model) {
+  if (byte_level_) {
+    std::vector<std::pair<TokenId, std::string>> tokens;
+    size_t size = 0;
+    for (TokenId id = 0; id < vocabulary_->size(); ++id) {
+      const auto token = vocabulary_->Token(id);
+      std::optional<std::string> bytes;
+      if (token.has_value()) bytes = BytesOfCharacters(*token);
+      if (!bytes.has_value()) continue;
+      size += bytes->size();
+      tokens.emplace_back(id, *std::move(bytes));
+    }
+    bytes_of_tokens_ = TokenIndex(tokens.size(), size, vocabulary_->size());
+    for (const auto& [id, bytes] : tokens) {
+      bytes_of_tokens_.Add(id, bytes);
+      if (bytes.size() == 1) alphabet_.Add(static_cast<unsigned char>(bytes[0]), id);
+    }
+  } else {
+    for (TokenId id = 0; id < vocabulary_->size(); ++id) {
+      const auto token = vocabulary_->Token(id);
+      if (token.has_value() && IsOneCharacter(*token)) alphabet_.Add(FirstCodePoint(*token), id);
     }
   }
-  for (size_t byte = 0; byte < byte_ids_.size(); ++byte) {
-    byte_ids_[byte] = vocabulary_->Find(absl::StrFormat("<0x%02X>", byte)).value_or(kNoToken);
+  bool complete = true;
+  for (Unit byte = 0; byte < 256; ++byte) {
+    byte_ids_[byte] =
+        vocabulary_->Find(absl::StrFormat("<0x%02X>", uint32_t{byte})).value_or(kNoToken);
+    complete = complete && alphabet_.Id(byte) != kNoToken;
   }
+  if (byte_level_ && byte_fallback_ && !complete) {
+    return model.Unimplemented("byte_fallback for a byte-level vocabulary is not supported");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Bpe::ParseMerges(const JsonCursor& merges) {
@@ -121,46 +146,44 @@ absl::Status Bpe::ParseMerges(const JsonCursor& merges) {
       return merges.At(i).Invalid(Quoted(missing) + " is not in the vocabulary");
     }
     pairs.push_back({*left, *right, *result});
+    const auto bytes = byte_level_ ? bytes_of_tokens_.Text(*result) : std::nullopt;
+    // A byte-level token that is spelt in other characters cannot come about.
+    if (!byte_level_ || bytes.has_value()) neighbours_.Add(bytes.value_or(joined), byte_level_);
   }
   merges_ = MergeTable(pairs);
   return absl::OkStatus();
 }
 
-TokenId Bpe::CharacterId(std::string_view character) const {
-  const char32_t code_point = FirstCodePoint(character);
-  if (code_point < ascii_ids_.size()) return ascii_ids_[code_point];
-  const auto it = character_ids_.find(code_point);
-  return it == character_ids_.end() ? kNoToken : it->second;
-}
-
 // False, and nothing appended, unless the vocabulary has all of the character's bytes.
-bool Bpe::AppendBytes(std::string_view character, std::vector<Symbol>* symbols) const {
+bool Bpe::AppendBytes(std::string_view character, std::vector<TokenId>* ids) const {
   const auto id = [this](char byte) { return byte_ids_[static_cast<unsigned char>(byte)]; };
   if (std::any_of(character.begin(), character.end(),
                   [&id](char byte) { return id(byte) == kNoToken; })) {
     return false;
   }
   for (const char byte : character) {
-    symbols->push_back({id(byte), 0, 0});
+    ids->push_back(id(byte));
   }
   return true;
 }
 
-void Bpe::Split(std::string_view piece, std::vector<Symbol>* symbols) const {
+// Replaces `ids` by those of the word's units.
+void Bpe::Split(std::string_view word, std::vector<TokenId>* ids) const {
+  ids->clear();
   // The reference writes a pending unknown only before a character of the vocabulary or at the
   // end: bytes overtake it. Ids must match, so they do here too.
   bool unk_pending = false;
-  const auto flush_unk = [this, &unk_pending, symbols] {
-    if (unk_pending) symbols->push_back({unk_id_, 0, 0});
+  const auto flush_unk = [this, &unk_pending, ids] {
+    if (unk_pending) ids->push_back(unk_id_);
     unk_pending = false;
   };
-  for (size_t i = 0; i < piece.size();) {
-    const std::string_view character = piece.substr(i, Utf8Length(piece[i]));
-    i += character.size();
-    if (const TokenId id = CharacterId(character); id != kNoToken) {
+  for (size_t i = 0; i < word.size();) {
+    const size_t begin = i;
+    const Unit unit = NextUnit(word, &i, byte_level_);
+    if (const TokenId id = alphabet_.Id(unit); id != kNoToken) {
       flush_unk();
-      symbols->push_back({id, 0, 0});
-    } else if (byte_fallback_ && AppendBytes(character, symbols)) {
+      ids->push_back(id);
+    } else if (byte_fallback_ && AppendBytes(word.substr(begin, i - begin), ids)) {
       continue;
     } else if (unk_id_ != kNoToken) {
       if (!fuse_unk_) flush_unk();
@@ -168,26 +191,50 @@ void Bpe::Split(std::string_view piece, std::vector<Symbol>* symbols) const {
     }
   }
   flush_unk();
-  const auto count = static_cast<int32_t>(symbols->size());
-  for (int32_t i = 0; i < count; ++i) {
-    (*symbols)[i].previous = i - 1;
-    (*symbols)[i].next = i + 1 < count ? i + 1 : kNoSymbol;
+}
+
+// Merges ids_ by looking for the lowest rank, the leftmost of equals, again and again.
+void Bpe::MergeFew(Scratch* scratch) const {
+  auto& ids = scratch->ids_;
+  auto& ranks = scratch->ranks_;  // of each id with the one behind it
+  ranks.clear();
+  for (size_t i = 0; i + 1 < ids.size(); ++i) {
+    ranks.push_back(merges_.Rank(ids[i], ids[i + 1]));
+  }
+  while (!ranks.empty()) {
+    const auto best = std::min_element(ranks.begin(), ranks.end());
+    if (*best == MergeTable::kNoRank) break;
+    const auto i = static_cast<size_t>(best - ranks.begin());
+    ids[i] = merges_.Result(*best);
+    ids.erase(ids.begin() + static_cast<ptrdiff_t>(i) + 1);
+    ranks.erase(best);
+    if (i < ranks.size()) ranks[i] = merges_.Rank(ids[i], ids[i + 1]);
+    if (i > 0) ranks[i - 1] = merges_.Rank(ids[i - 1], ids[i]);
   }
 }
 
 // Queues the merge of a symbol with its right neighbour, if there is one.
 void Bpe::PushPair(int32_t left, Scratch* scratch) const {
-  const Symbol& symbol = scratch->symbols_[left];
+  const Symbol& symbol = scratch->symbols_[static_cast<size_t>(left)];
   if (symbol.next == kNoSymbol) return;
-  const uint32_t rank = merges_.Rank(symbol.id, scratch->symbols_[symbol.next].id);
+  const uint32_t rank =
+      merges_.Rank(symbol.id, scratch->symbols_[static_cast<size_t>(symbol.next)].id);
   if (rank == MergeTable::kNoRank) return;
   scratch->queue_.push_back(uint64_t{rank} << 32 | static_cast<uint32_t>(left));
 }
 
-void Bpe::Merge(Scratch* scratch) const {
-  auto& [symbols, queue] = *scratch;
+// Merges ids_ with a heap, so that a long word takes O(n log n).
+void Bpe::MergeMany(Scratch* scratch) const {
+  auto& symbols = scratch->symbols_;
+  auto& queue = scratch->queue_;
+  const auto count = static_cast<int32_t>(scratch->ids_.size());
+  symbols.clear();
   queue.clear();
-  for (int32_t i = 0; i < static_cast<int32_t>(symbols.size()); ++i) {
+  for (int32_t i = 0; i < count; ++i) {
+    symbols.push_back(
+        {scratch->ids_[static_cast<size_t>(i)], i - 1, i + 1 < count ? i + 1 : kNoSymbol});
+  }
+  for (int32_t i = 0; i < count; ++i) {
     PushPair(i, scratch);
   }
   std::make_heap(queue.begin(), queue.end(), std::greater<>());
@@ -202,35 +249,84 @@ void Bpe::Merge(Scratch* scratch) const {
     queue.pop_back();
     const auto rank = static_cast<uint32_t>(top >> 32);
     const auto index = static_cast<int32_t>(static_cast<uint32_t>(top));
-    Symbol& left = symbols[index];
+    Symbol& left = symbols[static_cast<size_t>(index)];
     if (left.id == kNoToken || left.next == kNoSymbol) continue;
-    // Either side may have merged since. Like the reference, an entry still counts if what stands
-    // there now merges to the same token.
-    Symbol& right = symbols[left.next];
-    const uint32_t now = merges_.Rank(left.id, right.id);
-    if (now == MergeTable::kNoRank || merges_.Result(now) != merges_.Result(rank)) continue;
+    // Either side may have merged since.
+    Symbol& right = symbols[static_cast<size_t>(left.next)];
+    if (merges_.Rank(left.id, right.id) != rank) continue;
 
     left.id = merges_.Result(rank);
     left.next = right.next;
     right.id = kNoToken;
-    if (left.next != kNoSymbol) symbols[left.next].previous = index;
+    if (left.next != kNoSymbol) symbols[static_cast<size_t>(left.next)].previous = index;
     if (left.previous != kNoSymbol) push(left.previous);
     push(index);
   }
+  scratch->ids_.clear();
+  for (const Symbol& symbol : symbols) {
+    if (symbol.id != kNoToken) scratch->ids_.push_back(symbol.id);
+  }
+}
+
+TokenId Bpe::FindText(std::string_view text) const {
+  return byte_level_ ? bytes_of_tokens_.Find(text) : vocabulary_->Find(text).value_or(kNoToken);
+}
+
+// The end of the word of `text` that starts at `begin`: no merge reaches across it.
+size_t Bpe::WordEnd(std::string_view text, size_t begin) const {
+  size_t end = begin;
+  Unit left = NextUnit(text, &end, byte_level_);
+  while (end < text.size()) {
+    size_t next = end;
+    const Unit right = NextUnit(text, &next, byte_level_);
+    // What is spelt in other tokens than its own merges otherwise.
+    if (!neighbours_.Contains(left, right) && alphabet_.Id(left) != kNoToken &&
+        alphabet_.Id(right) != kNoToken) {
+      break;
+    }
+    left = right;
+    end = next;
+  }
+  return end;
+}
+
+void Bpe::EncodeWord(std::string_view word, Scratch* scratch, std::vector<TokenId>* out) const {
+  const TokenId id = FindText(word);
+  const auto* memo = id == kNoToken ? nullptr : &whole_[static_cast<size_t>(id)];
+  if (memo != nullptr && memo->load(std::memory_order_relaxed) == Whole::kItself) {
+    out->push_back(id);
+    return;
+  }
+  std::vector<TokenId>& ids = scratch->ids_;
+  Split(word, &ids);
+  if (ids.size() <= kFew) {
+    MergeFew(scratch);
+  } else {
+    MergeMany(scratch);
+  }
+  if (memo != nullptr) {
+    const bool itself = ids.size() == 1 && ids[0] == id;
+    whole_[static_cast<size_t>(id)].store(itself ? Whole::kItself : Whole::kOther,
+                                          std::memory_order_relaxed);
+  }
+  out->insert(out->end(), ids.begin(), ids.end());
 }
 
 void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<TokenId>* out) const {
   if (ignore_merges_) {
-    if (const std::optional<TokenId> id = vocabulary_->Find(piece); id.has_value()) {
-      out->push_back(*id);
+    if (const TokenId id = FindText(piece); id != kNoToken) {
+      out->push_back(id);
       return;
     }
   }
-  scratch->symbols_.clear();
-  Split(piece, &scratch->symbols_);
-  Merge(scratch);
-  for (const Symbol& symbol : scratch->symbols_) {
-    if (symbol.id != kNoToken) out->push_back(symbol.id);
+  if (piece.size() <= kFew) {
+    EncodeWord(piece, scratch, out);
+    return;
+  }
+  for (size_t begin = 0; begin < piece.size();) {
+    const size_t end = WordEnd(piece, begin);
+    EncodeWord(piece.substr(begin, end - begin), scratch, out);
+    begin = end;
   }
 }
 

@@ -1,11 +1,14 @@
 #include "engine/tokenizer/decode_table.h"
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/status_macros.h"
+#include "engine/tokenizer/byte_alphabet.h"
+#include "engine/tokenizer/metaspace.h"
 #include "engine/tokenizer/utf8.h"
 
 namespace ferrite {
@@ -39,6 +42,15 @@ absl::Status AddStep(const TypedJson& step, Stage* stage, DecoderSpec* spec) {
     if (*stage != Stage::kTokens) return misplaced();
     spec->byte_fallback = true;
     *stage = Stage::kBytes;
+  } else if (type == "ByteLevel") {
+    if (*stage != Stage::kTokens) return misplaced();
+    spec->byte_level = true;
+    *stage = Stage::kFused;
+  } else if (type == "Metaspace") {
+    if (*stage != Stage::kTokens) return misplaced();
+    ASSIGN_OR_RETURN(MetaspaceOptions options, ParseMetaspace(body));
+    spec->token_steps.emplace_back(MetaspaceDecoder{std::move(options.replacement),
+                                                    options.prepend != MetaspacePrepend::kNever});
   } else if (type == "Fuse") {
     if (*stage < Stage::kFused) *stage = Stage::kFused;
   } else if (type == "Strip") {
@@ -90,36 +102,64 @@ absl::StatusOr<DecoderSpec> ParseDecoder(const JsonCursor& component) {
   return spec;
 }
 
-DecodeTable::DecodeTable(const DecoderSpec& spec, const Vocabulary& vocabulary,
-                         const AddedTokens& added, TokenId size)
-    : leading_strip_(spec.leading_strip), pieces_(static_cast<size_t>(size)) {
-  std::string text;
-  for (TokenId id = 0; id < size; ++id) {
-    Piece& piece = pieces_[static_cast<size_t>(id)];
-    if (const AddedToken* token = added.Find(id); token != nullptr) {
-      text = token->form;
-      piece.special = token->special;
-    } else if (const auto plain = vocabulary.Token(id); plain.has_value()) {
-      text = *plain;
+void MetaspaceDecoder::Apply(bool first, std::string* text) const {
+  *text = ReplaceAll(*text, replacement, first && drop_in_first ? "" : " ");
+}
+
+absl::StatusOr<DecodeTable::Piece> DecodeTable::MakePiece(const DecoderSpec& spec, std::string text,
+                                                          bool first) {
+  for (const auto& step : spec.token_steps) {
+    if (const auto* replace = std::get_if<ReplaceNormalizer>(&step)) {
+      RETURN_IF_ERROR(replace->Apply(&text));
+    } else if (const auto* strip = std::get_if<StripDecoder>(&step)) {
+      strip->Apply(&text);
     } else {
-      continue;
+      std::get<MetaspaceDecoder>(step).Apply(first, &text);
     }
-    for (const auto& step : spec.token_steps) {
-      std::visit([&text](const auto& decoder) { decoder.Apply(&text); }, step);
-    }
-    if (spec.byte_fallback) {
-      if (const auto byte = ByteOfToken(text); byte.has_value()) {
-        piece.kind = Piece::Kind::kByte;
-        piece.byte = *byte;
-        continue;
-      }
-    }
-    piece.kind = Piece::Kind::kText;
-    piece.offset = static_cast<uint32_t>(text_.size());
-    piece.length = static_cast<uint32_t>(text.size());
-    text_.append(text);
   }
-  text_.shrink_to_fit();
+  Piece piece;
+  if (const auto byte = ByteOfToken(text); spec.byte_fallback && byte.has_value()) {
+    piece.kind = Piece::Kind::kByte;
+    piece.byte = *byte;
+    return piece;
+  }
+  if (spec.byte_level) {
+    if (auto bytes = BytesOfCharacters(text); bytes.has_value()) text = *std::move(bytes);
+  }
+  piece.kind = Piece::Kind::kText;
+  piece.offset = static_cast<uint32_t>(text_.size());
+  piece.length = static_cast<uint32_t>(text.size());
+  longest_ = std::max(longest_, text.size());
+  text_.append(text);
+  return piece;
+}
+
+absl::StatusOr<DecodeTable> DecodeTable::Create(const DecoderSpec& spec,
+                                                const Vocabulary& vocabulary,
+                                                const AddedTokens& added, TokenId size) {
+  DecodeTable table;
+  table.leading_strip_ = spec.leading_strip;
+  table.byte_level_ = spec.byte_level;
+  table.pieces_.resize(static_cast<size_t>(size));
+  const bool first_differs =
+      std::any_of(spec.token_steps.begin(), spec.token_steps.end(),
+                  [](const auto& step) { return std::holds_alternative<MetaspaceDecoder>(step); });
+  if (first_differs) table.first_pieces_.resize(static_cast<size_t>(size));
+  for (TokenId id = 0; id < size; ++id) {
+    const AddedToken* token = added.Find(id);
+    const auto plain = vocabulary.Token(id);
+    if (token == nullptr && !plain.has_value()) continue;
+    const std::string text(token != nullptr ? std::string_view(token->form) : *plain);
+    Piece& piece = table.pieces_[static_cast<size_t>(id)];
+    ASSIGN_OR_RETURN(piece, table.MakePiece(spec, text, false));
+    piece.special = token != nullptr && token->special;
+    if (!first_differs) continue;
+    Piece& first = table.first_pieces_[static_cast<size_t>(id)];
+    ASSIGN_OR_RETURN(first, table.MakePiece(spec, text, true));
+    first.special = piece.special;
+  }
+  table.text_.shrink_to_fit();
+  return table;
 }
 
 }  // namespace ferrite

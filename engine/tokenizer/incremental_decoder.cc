@@ -1,5 +1,7 @@
 #include "engine/tokenizer/incremental_decoder.h"
 
+#include <algorithm>
+
 #include "engine/tokenizer/decode_table.h"
 #include "engine/tokenizer/utf8.h"
 
@@ -15,12 +17,14 @@ IncrementalDecoder::IncrementalDecoder(const Tokenizer& tokenizer, bool skip_spe
     : table_(&tokenizer.decode_table()),
       skip_special_tokens_(skip_special_tokens),
       strip_left_(table_->leading_strip().start) {
-  held_.reserve(kUsualByteRun);
+  held_.reserve(std::max(kUsualByteRun, table_->longest() + 3));
+  valid_.reserve(held_.capacity() * kReplacementCharacter.size());
 }
 
 void IncrementalDecoder::Append(TokenId id, std::string* out) {
-  const DecodeTable::Piece* piece = table_->Find(id);
+  const DecodeTable::Piece* piece = table_->Find(id, first_);
   if (piece == nullptr || (piece->special && skip_special_tokens_)) return;
+  if (piece->kind != DecodeTable::Piece::Kind::kAbsent) first_ = false;
   switch (piece->kind) {
     case DecodeTable::Piece::Kind::kAbsent:
       break;
@@ -28,6 +32,11 @@ void IncrementalDecoder::Append(TokenId id, std::string* out) {
       held_.push_back(static_cast<char>(piece->byte));
       break;
     case DecodeTable::Piece::Kind::kText:
+      if (table_->byte_level()) {
+        held_.append(table_->Text(*piece));
+        EmitCharacters(out);
+        break;
+      }
       EmitBytes(out);
       Emit(table_->Text(*piece), out);
       break;
@@ -42,7 +51,13 @@ void IncrementalDecoder::Prime(std::span<const TokenId> prompt) {
 }
 
 void IncrementalDecoder::Finish(std::string* out) {
+  if (table_->byte_level()) {
+    // All that is ever left is one unfinished character.
+    if (!held_.empty()) Emit(kReplacementCharacter, out);
+    held_.clear();
+  }
   EmitBytes(out);
+  first_ = true;
   strip_left_ = table_->leading_strip().start;
 }
 
@@ -57,6 +72,13 @@ void IncrementalDecoder::EmitBytes(std::string* out) {
     }
   }
   held_.clear();
+}
+
+// Byte-level tokens: what is held is text as far as it goes.
+void IncrementalDecoder::EmitCharacters(std::string* out) {
+  valid_.clear();
+  held_.erase(0, AppendLossyUtf8(held_, &valid_));
+  Emit(valid_, out);
 }
 
 void IncrementalDecoder::Emit(std::string_view text, std::string* out) {

@@ -32,12 +32,15 @@ class IncrementalDecoder {
 
  private:
   void EmitBytes(std::string* out);
+  void EmitCharacters(std::string* out);
   void Emit(std::string_view text, std::string* out);
 
   const DecodeTable* table_;
   bool skip_special_tokens_;
   int64_t strip_left_;   // how many characters the start of the text may still lose
-  std::string held_;     // a run of byte tokens that has not ended
+  bool first_ = true;    // no token has had text yet
+  std::string held_;     // a run of byte tokens that has not ended, or an unfinished character
+  std::string valid_;    // what held_ has yielded
   std::string scratch_;  // text of a prompt, which nobody wants
 };
 

@@ -98,6 +98,12 @@ absl::StatusOr<int64_t> JsonCursor::Integer(std::string_view key, int64_t min, i
   return member.Integer(min, max);
 }
 
+absl::StatusOr<bool> JsonCursor::Bool(std::string_view key) const {
+  ASSIGN_OR_RETURN(const JsonCursor member, Member(key));
+  if (!member.value().is_boolean()) return member.WrongType("a boolean");
+  return member.value().get<bool>();
+}
+
 absl::StatusOr<bool> JsonCursor::BoolOr(std::string_view key, bool fallback) const {
   const std::optional<JsonCursor> member = Find(key);
   if (!member.has_value()) return fallback;

@@ -34,9 +34,10 @@ class JsonCursor {
   absl::StatusOr<std::string> String() const;
   absl::StatusOr<int64_t> Integer(int64_t min, int64_t max) const;
 
-  // The value of a member. A missing string or integer is InvalidArgument.
+  // The value of a member. A missing one is InvalidArgument, except for BoolOr.
   absl::StatusOr<std::string> String(std::string_view key) const;
   absl::StatusOr<int64_t> Integer(std::string_view key, int64_t min, int64_t max) const;
+  absl::StatusOr<bool> Bool(std::string_view key) const;
   absl::StatusOr<bool> BoolOr(std::string_view key, bool fallback) const;
 
   absl::Status Invalid(std::string_view message) const;

@@ -8,10 +8,9 @@
 #include <vector>
 
 #include "engine/ids.h"
+#include "engine/tokenizer/token_index.h"
 
 namespace ferrite {
-
-inline constexpr TokenId kNoToken = -1;
 
 // A hash table from pair to rank with linear probing, at most half full: one cache line a look-up.
 class MergeTable {

@@ -1,5 +1,7 @@
 #include "engine/tokenizer/normalizer.h"
 
+#include <algorithm>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -7,49 +9,126 @@
 #include "engine/tokenizer/utf8.h"
 
 namespace ferrite {
+namespace {
 
-void PrependNormalizer::Apply(std::string* text) const {
-  if (!text->empty()) text->insert(0, prefix);
+std::optional<NormalForm> FormOf(std::string_view type) {
+  if (type == "NFC") return NormalForm::kNfc;
+  if (type == "NFD") return NormalForm::kNfd;
+  if (type == "NFKC") return NormalForm::kNfkc;
+  if (type == "NFKD") return NormalForm::kNfkd;
+  return std::nullopt;
 }
 
-void ReplaceNormalizer::Apply(std::string* text) const {
-  *text = ReplaceAll(*text, pattern, content);
+absl::Status Apply(const PrependNormalizer& step, std::string* text) {
+  if (!text->empty()) text->insert(0, step.prefix);
+  return absl::OkStatus();
+}
+
+absl::Status Apply(const ReplaceNormalizer& step, std::string* text) { return step.Apply(text); }
+
+absl::Status Apply(const StripNormalizer& step, std::string* text) {
+  if (step.right) text->resize(text->size() - TrailingWhiteSpace(*text));
+  if (step.left) text->erase(0, LeadingWhiteSpace(*text));
+  return absl::OkStatus();
+}
+
+absl::Status Apply(const LowercaseNormalizer&, std::string* text) {
+  ToLowerCase(text);
+  return absl::OkStatus();
+}
+
+absl::Status Apply(const NormalFormConverter& step, std::string* text) {
+  step.Apply(text);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ReplaceNormalizer::Apply(std::string* text) const {
+  if (!regex.has_value()) {
+    *text = ReplaceAll(*text, pattern, content);
+    return absl::OkStatus();
+  }
+  Regex::Scratch scratch;
+  std::vector<TextRange> matches;
+  RETURN_IF_ERROR(regex->FindAll(*text, &scratch, &matches));
+  std::string result;
+  size_t done = 0;
+  for (const TextRange& match : matches) {
+    result.append(*text, done, match.begin - done).append(content);
+    done = match.end;
+  }
+  *text = result.append(*text, done);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Regex> ParseRegex(const JsonCursor& pattern) {
+  ASSIGN_OR_RETURN(const std::string text, pattern.String("Regex"));
+  absl::StatusOr<Regex> regex = Regex::FromOniguruma(text);
+  if (regex.ok()) return regex;
+  const std::string message(regex.status().message());
+  return absl::IsUnimplemented(regex.status()) ? pattern.Unimplemented(message)
+                                               : pattern.Invalid(message);
 }
 
 absl::StatusOr<ReplaceNormalizer> ParseReplace(const JsonCursor& component) {
   ASSIGN_OR_RETURN(const JsonCursor pattern, component.Member("pattern"));
-  if (pattern.Find("Regex").has_value()) {
-    return pattern.Unimplemented("a Regex pattern is not supported");
-  }
   ReplaceNormalizer replace;
+  ASSIGN_OR_RETURN(replace.content, component.String("content"));
+  if (pattern.Find("Regex").has_value()) {
+    ASSIGN_OR_RETURN(replace.regex, ParseRegex(pattern));
+    return replace;
+  }
   ASSIGN_OR_RETURN(replace.pattern, pattern.String("String"));
   if (replace.pattern.empty()) return pattern.Unimplemented("an empty String is not supported");
-  ASSIGN_OR_RETURN(replace.content, component.String("content"));
   return replace;
+}
+
+absl::Status Normalizer::AddStep(const TypedJson& part) {
+  const auto& [type, body] = part;
+  if (type == "Prepend") {
+    ASSIGN_OR_RETURN(std::string prefix, body.String("prepend"));
+    steps_.push_back(PrependNormalizer{std::move(prefix)});
+  } else if (type == "Replace") {
+    ASSIGN_OR_RETURN(ReplaceNormalizer replace, ParseReplace(body));
+    steps_.push_back(std::move(replace));
+  } else if (type == "Strip") {
+    ASSIGN_OR_RETURN(const bool left, body.Bool("strip_left"));
+    ASSIGN_OR_RETURN(const bool right, body.Bool("strip_right"));
+    steps_.push_back(StripNormalizer{left, right});
+  } else if (type == "Lowercase") {
+    steps_.push_back(LowercaseNormalizer{});
+  } else if (const auto form = FormOf(type); form.has_value()) {
+    steps_.push_back(NormalFormConverter(*form));
+  } else {
+    return body.Unimplemented(absl::StrCat("normalizer ", type, " is not supported"));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Normalizer> Normalizer::Parse(const std::optional<JsonCursor>& component) {
   Normalizer normalizer;
   if (!component.has_value()) return normalizer;
   ASSIGN_OR_RETURN(const std::vector<TypedJson> parts, FlattenSequence(*component, "normalizers"));
-  for (const auto& [type, body] : parts) {
-    if (type == "Prepend") {
-      ASSIGN_OR_RETURN(std::string prefix, body.String("prepend"));
-      normalizer.steps_.push_back(PrependNormalizer{std::move(prefix)});
-    } else if (type == "Replace") {
-      ASSIGN_OR_RETURN(ReplaceNormalizer replace, ParseReplace(body));
-      normalizer.steps_.push_back(std::move(replace));
-    } else {
-      return body.Unimplemented(absl::StrCat("normalizer ", type, " is not supported"));
-    }
+  for (const TypedJson& part : parts) {
+    RETURN_IF_ERROR(normalizer.AddStep(part));
   }
   return normalizer;
 }
 
-void Normalizer::Apply(std::string* text) const {
+absl::Status Normalizer::Apply(std::string* text) const {
   for (const Step& step : steps_) {
-    std::visit([text](const auto& normalizer) { normalizer.Apply(text); }, step);
+    RETURN_IF_ERROR(std::visit(
+        [text](const auto& normalizer) { return ferrite::Apply(normalizer, text); }, step));
   }
+  return absl::OkStatus();
+}
+
+bool Normalizer::KeepsStart() const {
+  return std::all_of(steps_.begin(), steps_.end(), [](const Step& step) {
+    return std::holds_alternative<LowercaseNormalizer>(step) ||
+           std::holds_alternative<NormalFormConverter>(step);
+  });
 }
 
 }  // namespace ferrite

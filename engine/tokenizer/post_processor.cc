@@ -28,18 +28,31 @@ absl::StatusOr<PostProcessor> PostProcessor::Parse(const std::optional<JsonCurso
                                                    TokenId vocab_size) {
   PostProcessor processor;
   if (!component.has_value()) return processor;
-  ASSIGN_OR_RETURN(const std::string type, component->String("type"));
-  if (type != "TemplateProcessing") {
-    return component->Unimplemented(absl::StrCat("post-processor ", type, " is not supported"));
+  ASSIGN_OR_RETURN(const std::vector<TypedJson> parts, FlattenSequence(*component, "processors"));
+  bool has_template = false;
+  for (const auto& [type, body] : parts) {
+    // ByteLevel's changes offsets alone, which nobody asks for here.
+    if (type == "ByteLevel") continue;
+    if (type != "TemplateProcessing") {
+      return body.Unimplemented(absl::StrCat("post-processor ", type, " is not supported"));
+    }
+    // The reference takes a first template's output for a pair of texts.
+    if (has_template) return body.Unimplemented("a second TemplateProcessing is not supported");
+    has_template = true;
+    RETURN_IF_ERROR(processor.ReadTemplate(body, vocab_size));
   }
-  ASSIGN_OR_RETURN(const JsonCursor single, component->Member("single"));
-  ASSIGN_OR_RETURN(const JsonCursor special_tokens, component->Member("special_tokens"));
+  return processor;
+}
+
+absl::Status PostProcessor::ReadTemplate(const JsonCursor& component, TokenId vocab_size) {
+  ASSIGN_OR_RETURN(const JsonCursor single, component.Member("single"));
+  ASSIGN_OR_RETURN(const JsonCursor special_tokens, component.Member("special_tokens"));
   ASSIGN_OR_RETURN(const std::vector<JsonCursor> items, single.Elements());
   int sequences = 0;
   for (const JsonCursor& item : items) {
     if (const auto special = item.Find("SpecialToken"); special.has_value()) {
       RETURN_IF_ERROR(AppendSpecialToken(*special, special_tokens, vocab_size,
-                                         sequences == 0 ? &processor.prefix_ : &processor.suffix_));
+                                         sequences == 0 ? &prefix_ : &suffix_));
       continue;
     }
     ASSIGN_OR_RETURN(const JsonCursor sequence, item.Member("Sequence"));
@@ -51,7 +64,7 @@ absl::StatusOr<PostProcessor> PostProcessor::Parse(const std::optional<JsonCurso
     return single.Unimplemented(
         absl::StrCat("the text occurs ", sequences, " times; only once is supported"));
   }
-  return processor;
+  return absl::OkStatus();
 }
 
 }  // namespace ferrite

@@ -24,6 +24,8 @@ class PostProcessor {
   const std::vector<TokenId>& suffix() const { return suffix_; }
 
  private:
+  absl::Status ReadTemplate(const JsonCursor& component, TokenId vocab_size);
+
   std::vector<TokenId> prefix_;
   std::vector<TokenId> suffix_;
 };

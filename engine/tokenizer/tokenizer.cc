@@ -15,6 +15,7 @@
 #include "engine/tokenizer/json_cursor.h"
 #include "engine/tokenizer/normalizer.h"
 #include "engine/tokenizer/post_processor.h"
+#include "engine/tokenizer/pre_tokenizer.h"
 #include "engine/tokenizer/utf8.h"
 #include "engine/tokenizer/vocabulary.h"
 #include "nlohmann/json.hpp"
@@ -24,36 +25,47 @@ namespace {
 
 constexpr char kFileName[] = "tokenizer.json";
 
-// Unimplemented unless `component` is absent or null.
-absl::Status RequireNoPreTokenizer(const std::optional<JsonCursor>& component) {
-  if (!component.has_value()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::string type, component->String("type"));
-  return component->Unimplemented(absl::StrCat("pre-tokenizer ", type, " is not supported"));
-}
-
 }  // namespace
 
 struct Tokenizer::Impl {
   std::unique_ptr<const Vocabulary> vocabulary;
   std::unique_ptr<const AddedTokens> added_tokens;
   Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
   Bpe bpe;
   PostProcessor post_processor;
   DecodeTable decode_table;
 
-  // Appends the ids of raw text between added tokens.
-  void EncodeText(std::string_view text, Bpe::Scratch* scratch, std::vector<TokenId>* ids) const {
-    std::string normalized(text);
-    normalizer.Apply(&normalized);
+  // What the steps of one Encode share.
+  struct Scratch {
+    std::string normalized;
     std::vector<TextSegment> segments;
-    added_tokens->normalized_matcher().Split(normalized, &segments);
-    for (const TextSegment& segment : segments) {
+    PreTokenizer::Scratch pieces;
+    Bpe::Scratch bpe;
+  };
+
+  // Appends the ids of raw text between added tokens; `at_start` if it starts the whole text.
+  absl::Status EncodeText(std::string_view text, bool at_start, Scratch* scratch,
+                          std::vector<TokenId>* ids) const {
+    if (!normalizer.empty()) {
+      scratch->normalized = text;
+      RETURN_IF_ERROR(normalizer.Apply(&scratch->normalized));
+      text = scratch->normalized;
+    }
+    scratch->segments.clear();
+    added_tokens->normalized_matcher().Split(text, &scratch->segments);
+    for (const TextSegment& segment : scratch->segments) {
       if (segment.token != nullptr) {
         ids->push_back(segment.token->id);
-      } else {
-        bpe.Encode(segment.text, scratch, ids);
+        continue;
+      }
+      RETURN_IF_ERROR(pre_tokenizer.Split(
+          segment.text, at_start && segment.text.data() == text.data(), &scratch->pieces));
+      for (size_t i = 0; i < scratch->pieces.size(); ++i) {
+        bpe.Encode(scratch->pieces.piece(i), &scratch->bpe, ids);
       }
     }
+    return absl::OkStatus();
   }
 };
 
@@ -76,8 +88,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(std::string_view js
   ASSIGN_OR_RETURN(Normalizer normalizer, Normalizer::Parse(root.Find("normalizer")));
   ASSIGN_OR_RETURN(auto added_tokens,
                    AddedTokens::Parse(root.Find("added_tokens"), *vocabulary, normalizer));
-  RETURN_IF_ERROR(RequireNoPreTokenizer(root.Find("pre_tokenizer")));
-  ASSIGN_OR_RETURN(Bpe bpe, Bpe::Parse(model, *vocabulary));
+  ASSIGN_OR_RETURN(PreTokenizer pre_tokenizer,
+                   PreTokenizer::Parse(root.Find("pre_tokenizer"), normalizer.KeepsStart()));
+  ASSIGN_OR_RETURN(Bpe bpe, Bpe::Parse(model, *vocabulary, pre_tokenizer.byte_level()));
 
   TokenId size = vocabulary->size();
   for (const AddedToken& token : added_tokens->tokens()) {
@@ -88,11 +101,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(std::string_view js
   const std::optional<JsonCursor> decoder = root.Find("decoder");
   if (!decoder.has_value()) return root.Unimplemented("a file without a decoder is not supported");
   ASSIGN_OR_RETURN(const DecoderSpec spec, ParseDecoder(*decoder));
-  DecodeTable decode_table(spec, *vocabulary, *added_tokens, size);
+  ASSIGN_OR_RETURN(DecodeTable decode_table,
+                   DecodeTable::Create(spec, *vocabulary, *added_tokens, size));
 
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<const Impl>(
-      Impl{std::move(vocabulary), std::move(added_tokens), std::move(normalizer), std::move(bpe),
-           std::move(post_processor), std::move(decode_table)})));
+      Impl{std::move(vocabulary), std::move(added_tokens), std::move(normalizer),
+           std::move(pre_tokenizer), std::move(bpe), std::move(post_processor),
+           std::move(decode_table)})));
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& directory) {
@@ -114,12 +129,13 @@ absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(std::string_view text,
   if (add_special_tokens) ids = impl_->post_processor.prefix();
   std::vector<TextSegment> segments;
   impl_->added_tokens->raw_matcher().Split(text, &segments);
-  Bpe::Scratch scratch;
+  Impl::Scratch scratch;
   for (const TextSegment& segment : segments) {
     if (segment.token != nullptr) {
       ids.push_back(segment.token->id);
     } else {
-      impl_->EncodeText(segment.text, &scratch, &ids);
+      RETURN_IF_ERROR(
+          impl_->EncodeText(segment.text, segment.text.data() == text.data(), &scratch, &ids));
     }
   }
   if (add_special_tokens) {

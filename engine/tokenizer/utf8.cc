@@ -1,46 +1,104 @@
 #include "engine/tokenizer/utf8.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
 namespace ferrite {
 namespace {
 
-// Bytes of the well-formed character at the start of `text`, or 0 if there is none.
-size_t WellFormedLength(std::string_view text) {
+// How far the bytes at the start of a text get on the way to a well-formed character.
+struct Progress {
+  size_t taken;   // bytes that could start one; 0 if the first byte starts none
+  size_t length;  // of the character that the first byte promises
+  bool complete() const { return taken == length; }
+};
+
+Progress Advance(std::string_view text) {
   const auto byte = [text](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xC2 || lead > 0xF4) return 0;
+  if (lead < 0x80) return {1, 1};
+  if (lead < 0xC2 || lead > 0xF4) return {0, 1};
   const size_t length = Utf8Length(text[0]);
-  if (text.size() < length) return 0;
   // The second byte's range is narrower where it decides about overlong forms and limits.
   const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
   const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-  if (byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  }
-  return length;
+  if (text.size() < 2 || byte(1) < low || byte(1) > high) return {1, length};
+  size_t taken = 2;
+  while (taken < length && taken < text.size() && (byte(taken) & 0xC0) == 0x80) ++taken;
+  return {taken, length};
 }
 
 }  // namespace
 
+size_t SkipAscii(std::string_view text, size_t i) {
+  constexpr uint64_t kHighBits = 0x8080808080808080;
+  for (uint64_t eight; i + 8 <= text.size(); i += 8) {
+    std::memcpy(&eight, text.data() + i, 8);
+    if ((eight & kHighBits) != 0) break;
+  }
+  while (i < text.size() && static_cast<unsigned char>(text[i]) < 0x80) ++i;
+  return i;
+}
+
 std::optional<size_t> FindInvalidUtf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const size_t length = WellFormedLength(text.substr(i));
-    if (length == 0) return i;
-    i += length;
+  for (size_t i = SkipAscii(text, 0); i < text.size();) {
+    const Progress progress = Advance(text.substr(i));
+    if (!progress.complete()) return i;
+    i += progress.length;
+    if (i < text.size() && static_cast<unsigned char>(text[i]) < 0x80) i = SkipAscii(text, i);
   }
   return std::nullopt;
 }
 
-char32_t FirstCodePoint(std::string_view text) {
-  const size_t length = Utf8Length(text[0]);
-  const auto lead = static_cast<unsigned char>(text[0]);
-  if (length == 1) return lead;
-  char32_t code_point = lead & (0x7F >> length);
-  for (size_t i = 1; i < length; ++i) {
-    code_point = code_point << 6 | (static_cast<unsigned char>(text[i]) & 0x3F);
+size_t AppendLossyUtf8(std::string_view bytes, std::string* out) {
+  size_t done = 0;  // appended
+  size_t i = 0;
+  while ((i = SkipAscii(bytes, i)) < bytes.size()) {
+    const Progress progress = Advance(bytes.substr(i));
+    if (progress.complete()) {
+      i += progress.length;
+      continue;
+    }
+    if (progress.taken > 0 && i + progress.taken == bytes.size()) break;
+    out->append(bytes, done, i - done);
+    out->append(kReplacementCharacter);
+    i += std::max<size_t>(progress.taken, 1);
+    done = i;
   }
-  return code_point;
+  out->append(bytes, done, i - done);
+  return i;
+}
+
+size_t EncodeUtf8(char32_t code_point, char* out) {
+  const auto tail = [code_point](int shift) {
+    return static_cast<char>(0x80 | (code_point >> shift & 0x3F));
+  };
+  if (code_point < 0x80) {
+    out[0] = static_cast<char>(code_point);
+    return 1;
+  }
+  if (code_point < 0x800) {
+    out[0] = static_cast<char>(0xC0 | code_point >> 6);
+    out[1] = tail(0);
+    return 2;
+  }
+  if (code_point < 0x10000) {
+    out[0] = static_cast<char>(0xE0 | code_point >> 12);
+    out[1] = tail(6);
+    out[2] = tail(0);
+    return 3;
+  }
+  out[0] = static_cast<char>(0xF0 | code_point >> 18);
+  out[1] = tail(12);
+  out[2] = tail(6);
+  out[3] = tail(0);
+  return 4;
+}
+
+void AppendUtf8(char32_t code_point, std::string* out) {
+  char utf8[4];
+  out->append(utf8, EncodeUtf8(code_point, utf8));
 }
 
 bool IsWhiteSpace(char32_t code_point) {

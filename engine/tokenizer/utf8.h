@@ -15,6 +15,12 @@ inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+
 // no surrogates, nothing overlong, nothing above U+10FFFF), or nullopt if all of `text` is valid.
 std::optional<size_t> FindInvalidUtf8(std::string_view text);
 
+// Appends `bytes` to `out`, with U+FFFD in place of every longest start of a character that does
+// not go on as one, or byte that starts none (Unicode 15, chapter 3, "U+FFFD substitution of
+// maximal subparts"). Stops before up to three bytes at the end that may still become a character,
+// and returns how many bytes it took.
+size_t AppendLossyUtf8(std::string_view bytes, std::string* out);
+
 // How many bytes the character that starts with `lead` takes, in valid UTF-8.
 constexpr size_t Utf8Length(char lead) {
   const auto byte = static_cast<unsigned char>(lead);
@@ -22,7 +28,18 @@ constexpr size_t Utf8Length(char lead) {
 }
 
 // The first character of `text`, which is valid UTF-8 and not empty.
-char32_t FirstCodePoint(std::string_view text);
+inline char32_t FirstCodePoint(std::string_view text) {
+  const auto byte = [text](size_t i) { return char32_t{static_cast<unsigned char>(text[i])}; };
+  const char32_t lead = byte(0);
+  if (lead < 0x80) return lead;
+  if (lead < 0xE0) return (lead & 0x1F) << 6 | (byte(1) & 0x3F);
+  if (lead < 0xF0) return (lead & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+  return (lead & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
+}
+
+// Writes a character, which is no surrogate, to `out` (4 bytes long) and returns its length.
+size_t EncodeUtf8(char32_t code_point, char* out);
+void AppendUtf8(char32_t code_point, std::string* out);
 
 // Whether `text` (valid UTF-8) is exactly one character.
 inline bool IsOneCharacter(std::string_view text) {
@@ -31,6 +48,9 @@ inline bool IsOneCharacter(std::string_view text) {
 
 // Unicode's White_Space property.
 bool IsWhiteSpace(char32_t code_point);
+
+// The offset of the first byte at or behind `i` that is no ASCII, or the size.
+size_t SkipAscii(std::string_view text, size_t i);
 
 // How many bytes of white space `text` (valid UTF-8) starts, or ends, with.
 size_t LeadingWhiteSpace(std::string_view text);

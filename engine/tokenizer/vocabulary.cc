@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "engine/status_macros.h"
 #include "nlohmann/json.hpp"
 
@@ -15,45 +15,30 @@ absl::StatusOr<std::unique_ptr<const Vocabulary>> Vocabulary::Parse(const JsonCu
   if (!object.is_object()) return vocab.Invalid("expected an object of piece to id");
   if (object.empty()) return vocab.Invalid("is empty");
 
-  auto result = std::unique_ptr<Vocabulary>(new Vocabulary);
-  size_t text_size = 0;
-  int64_t max_id = 0;
-  for (const auto& [piece, value] : object.items()) {
-    ASSIGN_OR_RETURN(const int64_t id, vocab.Integer(piece, 0, kMaxTokenId));
-    max_id = std::max(max_id, id);
-    text_size += piece.size();
+  size_t bytes = 0;
+  TokenId max_id = 0;
+  for (auto it = object.begin(); it != object.end(); ++it) {
+    const nlohmann::json& value = *it;
+    // The plain case costs no path for a message.
+    if (!value.is_number_unsigned() || value.get<uint64_t>() > uint64_t{kMaxTokenId}) {
+      RETURN_IF_ERROR(vocab.Integer(it.key(), 0, kMaxTokenId).status());
+    }
+    max_id = std::max(max_id, value.get<TokenId>());
+    bytes += it.key().size();
   }
-  if (text_size > UINT32_MAX) return vocab.Invalid("holds more than 4 GiB of text");
+  if (bytes > UINT32_MAX) return vocab.Invalid("holds more than 4 GiB of text");
 
-  result->text_.reserve(text_size);
-  result->entries_.resize(static_cast<size_t>(max_id) + 1);
-  result->ids_.reserve(object.size());
-  for (const auto& [piece, value] : object.items()) {
-    const auto id = value.get<TokenId>();
-    Entry& entry = result->entries_[static_cast<size_t>(id)];
-    if (entry.length >= 0) {
-      return vocab.Invalid(absl::StrCat("\"", piece, "\" and \"",
-                                        result->text_.substr(entry.offset, entry.length),
+  TokenIndex index(object.size(), bytes, max_id + 1);
+  for (auto it = object.begin(); it != object.end(); ++it) {
+    const auto id = it->get<TokenId>();
+    if (const auto other = index.Text(id); other.has_value()) {
+      return vocab.Invalid(absl::StrCat("\"", it.key(), "\" and \"",
+                                        absl::string_view(other->data(), other->size()),
                                         "\" have the same id ", id));
     }
-    entry = {static_cast<uint32_t>(result->text_.size()), static_cast<int32_t>(piece.size())};
-    result->text_.append(piece);
-    result->ids_.emplace(std::string_view(result->text_).substr(entry.offset), id);
+    index.Add(id, it.key());
   }
-  return result;
-}
-
-std::optional<TokenId> Vocabulary::Find(std::string_view token) const {
-  const auto it = ids_.find(token);
-  if (it == ids_.end()) return std::nullopt;
-  return it->second;
-}
-
-std::optional<std::string_view> Vocabulary::Token(TokenId id) const {
-  if (id < 0 || id >= size()) return std::nullopt;
-  const Entry& entry = entries_[static_cast<size_t>(id)];
-  if (entry.length < 0) return std::nullopt;
-  return std::string_view(text_).substr(entry.offset, static_cast<size_t>(entry.length));
+  return std::unique_ptr<const Vocabulary>(new Vocabulary(std::move(index)));
 }
 
 }  // namespace ferrite

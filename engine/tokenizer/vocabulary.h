@@ -3,21 +3,20 @@
 
 #include <memory>
 #include <optional>
-#include <string>
 #include <string_view>
-#include <unordered_map>
-#include <vector>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "engine/ids.h"
 #include "engine/tokenizer/json_cursor.h"
+#include "engine/tokenizer/token_index.h"
 
 namespace ferrite {
 
 // Ids above this are taken for a broken file: tables are as long as the largest id.
 inline constexpr TokenId kMaxTokenId = 10'000'000;
 
-// Immutable. Pinned in memory, since the index refers to the text.
+// Immutable and thread-safe. Pinned in memory, since models refer to it.
 class Vocabulary {
  public:
   // Parses an object of piece to id. InvalidArgument for an id that is no integer, out of
@@ -27,22 +26,18 @@ class Vocabulary {
   Vocabulary(const Vocabulary&) = delete;
   Vocabulary& operator=(const Vocabulary&) = delete;
 
-  std::optional<TokenId> Find(std::string_view token) const;
+  std::optional<TokenId> Find(std::string_view token) const {
+    const TokenId id = index_.Find(token);
+    return id == kNoToken ? std::nullopt : std::optional<TokenId>(id);
+  }
   // nullopt if no piece has this id.
-  std::optional<std::string_view> Token(TokenId id) const;
+  std::optional<std::string_view> Token(TokenId id) const { return index_.Text(id); }
   // One more than the largest id.
-  TokenId size() const { return static_cast<TokenId>(entries_.size()); }
+  TokenId size() const { return index_.size(); }
 
  private:
-  struct Entry {
-    uint32_t offset = 0;
-    int32_t length = -1;  // -1: nobody has this id
-  };
-  Vocabulary() = default;
-
-  std::string text_;  // all pieces, one after the other
-  std::vector<Entry> entries_;
-  std::unordered_map<std::string_view, TokenId> ids_;
+  explicit Vocabulary(TokenIndex index) : index_(std::move(index)) {}
+  TokenIndex index_;
 };
 
 }  // namespace ferrite

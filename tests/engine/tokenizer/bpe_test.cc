@@ -27,7 +27,7 @@ class BpeTest : public testing::Test {
     auto vocabulary = Vocabulary::Parse(JsonCursor(kName, file_["model"]["vocab"]));
     ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
     vocabulary_ = *std::move(vocabulary);
-    auto bpe = Bpe::Parse(model, *vocabulary_);
+    auto bpe = Bpe::Parse(model, *vocabulary_, /*byte_level=*/false);
     ASSERT_TRUE(bpe.ok()) << bpe.status();
     bpe_ = std::make_unique<Bpe>(*std::move(bpe));
   }
