@@ -1,0 +1,50 @@
+// Causal attention over the paged KV cache, for ragged batches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/kernels/kernel_types.h"
+
+namespace ferrite {
+
+// Everything but sizes is in device memory, so that a captured graph serves any step. K and V of
+// the step's own tokens are in the cache already.
+struct AttentionArguments {
+  GpuType type = GpuType::kFp16;
+  const void* qkv = nullptr;      // [T, num_heads + 2 kv_heads, head_dim], of which q is read
+  const void* k_cache = nullptr;  // [num_blocks, kv_heads, block_size, head_dim] of the layer
+  const void* v_cache = nullptr;
+  const int32_t* block_tables = nullptr;  // [max_sequences, blocks_per_slot]
+  int32_t blocks_per_slot = 0;
+  const int32_t* seq_slots = nullptr;  // [S] rows of block_tables; -1: no sequence, nothing done
+  const int32_t* kv_lens = nullptr;    // [S] keys once this step's are in
+  const int32_t* cu_seqlens =
+      nullptr;                 // [S+1] sequence s owns rows [cu_seqlens[s], cu_seqlens[s+1])
+  int32_t first_sequence = 0;  // only sequences [first_sequence, first + num_sequences)
+  int32_t num_sequences = 0;
+  int32_t num_heads = 0;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;    // 32, 64, 80, 96, 112, 128, 160, 192 or 256; any even up to 256 (slower)
+  int32_t block_size = 0;  // a multiple of 16 for the fast paths
+  int32_t window = 0;      // keys a query sees, itself and those just before it; 0: all
+  float scale = 0;         // of the scores
+  void* out = nullptr;     // [T, num_heads, head_dim]
+  float* workspace = nullptr;
+};
+
+// Sequences of one token each. Contexts are split over `num_splits` blocks a (sequence, kv head);
+// how much of a context each split takes is worked out on the device from kv_lens.
+struct DecodePlan {
+  int32_t num_splits = 1;
+  size_t workspace_bytes = 0;
+};
+DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
+                               int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors);
+cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,
+                            cudaStream_t stream);
+
+// Sequences of any number of tokens, at most `max_tokens` each; tensor cores.
+cudaError_t PrefillAttention(const AttentionArguments& arguments, int32_t max_tokens,
+                             cudaStream_t stream);
+
+}  // namespace ferrite
