@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <set>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -14,8 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-// The JSON library destroys and prints nested values recursively, so their depth is bounded before
-// any of them is built.
+// The JSON library destroys and prints nested values recursively, so their depth is bounded.
 constexpr size_t kMaxDepth = 64;
 constexpr size_t kMaxMessageBytes = 200;
 
@@ -34,30 +32,34 @@ std::string ToAscii(std::string text) {
   return text;
 }
 
-// Checks syntax, depth and duplicate keys without building anything; stops at the first problem.
-class JsonChecker : public nlohmann::json_sax<json> {
+// Builds the value; stops at the first problem of syntax, depth or duplicate keys.
+class JsonBuilder : public nlohmann::json_sax<json> {
  public:
   const std::string& problem() const { return problem_; }
+  json Take() { return std::move(root_); }
 
-  bool null() override { return true; }
-  bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
+  bool null() override { return Put(nullptr); }
+  bool boolean(bool value) override { return Put(value); }
+  bool number_integer(number_integer_t value) override { return Put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return Put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return Put(value); }
+  bool string(string_t& value) override { return Put(std::move(value)); }
+  bool binary(binary_t&) override { return false; }  // not in text
 
-  bool start_object(size_t) override { return Enter(); }
-  bool start_array(size_t) override { return Enter(); }
+  bool start_object(size_t) override { return Enter(json::object()); }
+  bool start_array(size_t) override { return Enter(json::array()); }
   bool end_object() override { return Leave(); }
   bool end_array() override { return Leave(); }
 
   bool key(string_t& name) override {
-    if (keys_.back().insert(name).second) {
-      return true;
+    const auto [member, is_new] =
+        open_.back()->get_ref<json::object_t&>().try_emplace(std::move(name));
+    member_ = &member->second;
+    if (!is_new) {
+      problem_ =
+          absl::StrCat("key ", Describe(json(member->first)), " appears twice in one object");
     }
-    problem_ = absl::StrCat("key ", Describe(json(name)), " appears twice in one object");
-    return false;
+    return is_new;
   }
 
   bool parse_error(size_t, const std::string&, const json::exception& error) override {
@@ -70,21 +72,41 @@ class JsonChecker : public nlohmann::json_sax<json> {
   }
 
  private:
-  bool Enter() {
-    if (keys_.size() == kMaxDepth) {
+  // Where the next value goes.
+  json* Place(json value) {
+    json* place = member_;
+    if (open_.empty()) {
+      place = &root_;
+    } else if (open_.back()->is_array()) {
+      open_.back()->push_back(nullptr);
+      place = &open_.back()->back();
+    }
+    *place = std::move(value);
+    return place;
+  }
+
+  bool Put(json value) {
+    Place(std::move(value));
+    return true;
+  }
+
+  bool Enter(json empty) {
+    if (open_.size() == kMaxDepth) {
       problem_ = absl::StrCat("nests deeper than ", kMaxDepth, " levels");
       return false;
     }
-    keys_.emplace_back();
+    open_.push_back(Place(std::move(empty)));
     return true;
   }
 
   bool Leave() {
-    keys_.pop_back();
+    open_.pop_back();
     return true;
   }
 
-  std::vector<std::set<std::string>> keys_;  // of every open object; empty for an open array
+  json root_;
+  std::vector<json*> open_;  // objects and arrays whose end is yet to come
+  json* member_ = nullptr;   // the value of the last key
   std::string problem_;
 };
 
@@ -97,11 +119,11 @@ absl::StatusOr<json> ParseJson(std::string_view text, const std::string& source)
         absl::StrCat(source, ": not valid JSON: a NUL byte at offset ", nul));
   }
   try {
-    JsonChecker checker;
-    if (!json::sax_parse(text.begin(), text.end(), &checker)) {
-      return absl::InvalidArgumentError(absl::StrCat(source, ": ", checker.problem()));
+    JsonBuilder builder;
+    if (!json::sax_parse(text.begin(), text.end(), &builder)) {
+      return absl::InvalidArgumentError(absl::StrCat(source, ": ", builder.problem()));
     }
-    return json::parse(text.begin(), text.end());
+    return builder.Take();
   } catch (const std::exception& error) {
     return absl::InvalidArgumentError(absl::StrCat(source, ": ", ToAscii(error.what())));
   }
