@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 #include "cpu/thread_pool.h"
 #include "engine/backend.h"
 #include "engine/model/checkpoint.h"

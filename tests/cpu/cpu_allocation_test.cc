@@ -12,7 +12,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace {
 

@@ -13,7 +13,7 @@
 #include "cpu/aligned_buffer.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {

@@ -12,10 +12,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "cpu/forward.h"
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {

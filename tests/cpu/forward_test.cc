@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {

@@ -15,9 +15,9 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/forward.h"
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {

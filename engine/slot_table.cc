@@ -1,4 +1,4 @@
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-// Builds batches over a paged KV pool the way a scheduler would, for tests of the CPU backend.
+// Builds batches over a paged KV pool the way a scheduler would, for tests of backends.
 #pragma once
 
 #include <cstdint>

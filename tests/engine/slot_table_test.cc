@@ -1,4 +1,4 @@
-#include "cpu/slot_table.h"
+#include "engine/slot_table.h"
 
 #include <functional>
 #include <string>
@@ -6,7 +6,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {

@@ -1,4 +1,4 @@
-#include "paged_batch.h"
+#include "tests/testing/paged_batch.h"
 
 #include <cmath>
 #include <cstring>
