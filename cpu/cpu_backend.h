@@ -9,12 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "engine/slot_table.h"
 #include "cpu/thread_pool.h"
 #include "engine/backend.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model_config.h"
 #include "engine/sampler.h"
+#include "engine/slot_table.h"
 
 namespace ferrite {
 

@@ -37,7 +37,7 @@ int32_t ChoosePartColumns(int32_t inputs, int32_t outputs, int32_t num_threads) 
 
 }  // namespace
 
-class DnnlEngine::DnnlLinear : public Linear {
+class DnnlEngine::DnnlLinear : public CpuLinear {
  public:
   struct Part {
     const DnnlKernel* kernel = nullptr;
@@ -47,7 +47,7 @@ class DnnlEngine::DnnlLinear : public Linear {
 
   DnnlLinear(DnnlEngine* engine, int32_t inputs, int32_t outputs, int32_t part_columns,
              std::vector<Part> parts, std::vector<float> bias)
-      : Linear(inputs, outputs),
+      : CpuLinear(inputs, outputs),
         engine_(engine),
         part_columns_(part_columns),
         parts_(std::move(parts)),
@@ -100,7 +100,7 @@ absl::StatusOr<const DnnlKernel*> DnnlEngine::GetKernel(int32_t inputs, int32_t 
   return kernel.get();
 }
 
-absl::StatusOr<std::unique_ptr<Linear>> DnnlEngine::Pack(std::span<const LinearTensors> parts) {
+absl::StatusOr<std::unique_ptr<CpuLinear>> DnnlEngine::Pack(std::span<const LinearTensors> parts) {
   omp_set_num_threads(1);
   const StackedRows rows(parts);
   const int32_t inputs = rows.inputs();

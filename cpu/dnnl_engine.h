@@ -29,7 +29,7 @@ class DnnlEngine : public MatmulEngine {
   ~DnnlEngine() override;
 
   ComputeType input_type() const override { return type_; }
-  absl::StatusOr<std::unique_ptr<Linear>> Pack(std::span<const LinearTensors> parts) override;
+  absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(std::span<const LinearTensors> parts) override;
 
   const dnnl::engine& handle() const { return handle_; }
   size_t num_threads() const { return streams_.size(); }

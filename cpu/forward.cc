@@ -102,7 +102,7 @@ absl::StatusOr<std::span<float>> ForwardPass::Run(const Batch& batch,
   if (rows > 0) {
     Normalize(sampled_.data(), weights_.final_norm, rows);
     RETURN_IF_ERROR(
-        weights_.lm_head->Run(normed_.data(), rows, logits_.data(), Linear::Output::kAssign));
+        weights_.lm_head->Run(normed_.data(), rows, logits_.data(), CpuLinear::Output::kAssign));
   }
   return std::span<float>(logits_.data(), static_cast<size_t>(int64_t{rows} * config_.vocab_size));
 }
@@ -112,16 +112,17 @@ absl::Status ForwardPass::RunLayer(const Batch& batch, std::span<const BlockId> 
   const CpuLayerWeights& weights = weights_.layers[layer];
   const int32_t rows = batch.num_tokens();
   Normalize(residual_.data(), weights.input_norm, rows);
-  RETURN_IF_ERROR(weights.qkv->Run(normed_.data(), rows, qkv_.data(), Linear::Output::kAssign));
+  RETURN_IF_ERROR(weights.qkv->Run(normed_.data(), rows, qkv_.data(), CpuLinear::Output::kAssign));
   PrepareHeads(batch, layer);
   attention_.Run(batch, block_tables, table_stride, layer, config_.windows[layer], qkv_.data(),
                  &kv_, pool_, matmul_->input_type(), attended_.data());
-  RETURN_IF_ERROR(weights.o->Run(attended_.data(), rows, residual_.data(), Linear::Output::kAdd));
+  RETURN_IF_ERROR(
+      weights.o->Run(attended_.data(), rows, residual_.data(), CpuLinear::Output::kAdd));
   Normalize(residual_.data(), weights.post_norm, rows);
   RETURN_IF_ERROR(
-      weights.gate_up->Run(normed_.data(), rows, gate_up_.data(), Linear::Output::kAssign));
+      weights.gate_up->Run(normed_.data(), rows, gate_up_.data(), CpuLinear::Output::kAssign));
   Activate(rows);
-  return weights.down->Run(activated_.data(), rows, residual_.data(), Linear::Output::kAdd);
+  return weights.down->Run(activated_.data(), rows, residual_.data(), CpuLinear::Output::kAdd);
 }
 
 void ForwardPass::Embed(std::span<const TokenId> token_ids) {

@@ -70,7 +70,7 @@ class ForwardPass {
   Attention attention_;
   std::vector<float> cosines_;  // [max_sequence_length, head_dim / 2]
   std::vector<float> sines_;
-  // T is max_step_tokens. Matmul inputs have rows to spare, as Linear::Run wants; their type is
+  // T is max_step_tokens. Matmul inputs have rows to spare, as CpuLinear::Run wants; their type is
   // the matmul engine's input type.
   AlignedBuffer<float> residual_;       // [T, hidden]
   AlignedBuffer<std::byte> normed_;     // [T, hidden]

@@ -15,9 +15,9 @@ namespace ferrite {
 
 // y = x W^T + b for W [outputs, inputs], the rows of one or several tensors stacked. Used by one
 // thread at a time; the work is spread over the engine's pool. Allocates nothing.
-class Linear {
+class CpuLinear {
  public:
-  virtual ~Linear() = default;
+  virtual ~CpuLinear() = default;
 
   int32_t inputs() const { return inputs_; }
   int32_t outputs() const { return outputs_; }
@@ -33,7 +33,7 @@ class Linear {
   virtual void ReadRow(int32_t row, std::span<float> out) const = 0;
 
  protected:
-  Linear(int32_t inputs, int32_t outputs) : inputs_(inputs), outputs_(outputs) {}
+  CpuLinear(int32_t inputs, int32_t outputs) : inputs_(inputs), outputs_(outputs) {}
 
  private:
   int32_t inputs_;
@@ -56,7 +56,7 @@ class MatmulEngine {
   virtual ComputeType input_type() const = 0;
 
   // Packs `parts`, each with inputs floating-point columns. ResourceExhausted if memory is short.
-  virtual absl::StatusOr<std::unique_ptr<Linear>> Pack(std::span<const LinearTensors> parts) = 0;
+  virtual absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(std::span<const LinearTensors> parts) = 0;
 };
 
 }  // namespace ferrite

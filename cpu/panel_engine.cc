@@ -22,11 +22,11 @@ constexpr int64_t kMinParallelMultiplications = 1 << 16;
 
 }  // namespace
 
-class PanelEngine::PanelLinear : public Linear {
+class PanelEngine::PanelLinear : public CpuLinear {
  public:
   PanelLinear(PanelEngine* engine, int32_t inputs, int32_t outputs, const std::byte* panels,
               AlignedBuffer<float> bias)
-      : Linear(inputs, outputs), engine_(engine), panels_(panels), bias_(std::move(bias)) {}
+      : CpuLinear(inputs, outputs), engine_(engine), panels_(panels), bias_(std::move(bias)) {}
 
   absl::Status Run(const void* x, int32_t rows, float* y, Output output) const override {
     const auto* input = static_cast<const float*>(x);
@@ -163,7 +163,7 @@ absl::Status PanelEngine::Reserve(int32_t inputs) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Linear>> PanelEngine::Pack(std::span<const LinearTensors> parts) {
+absl::StatusOr<std::unique_ptr<CpuLinear>> PanelEngine::Pack(std::span<const LinearTensors> parts) {
   const StackedRows rows(parts);
   const int32_t inputs = rows.inputs();
   const int32_t outputs = rows.outputs();

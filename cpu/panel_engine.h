@@ -22,7 +22,7 @@ class PanelEngine : public MatmulEngine {
   PanelEngine(ComputeType weights, Isa isa, ThreadPool* pool);
 
   ComputeType input_type() const override { return ComputeType::kFp32; }
-  absl::StatusOr<std::unique_ptr<Linear>> Pack(std::span<const LinearTensors> parts) override;
+  absl::StatusOr<std::unique_ptr<CpuLinear>> Pack(std::span<const LinearTensors> parts) override;
 
  private:
   class PanelLinear;

@@ -16,22 +16,22 @@
 namespace ferrite {
 
 struct CpuLayerWeights {
-  std::vector<float> input_norm;    // [hidden]
-  std::unique_ptr<Linear> qkv;      // [q_size + 2 kv_size, hidden]: q, k and v stacked
-  std::vector<float> q_norm;        // [head_dim]; empty if the model has none
-  std::vector<float> k_norm;        // [head_dim]; empty if the model has none
-  std::unique_ptr<Linear> o;        // [hidden, q_size]
-  std::vector<float> post_norm;     // [hidden]
-  std::unique_ptr<Linear> gate_up;  // [2 intermediate, hidden]: gate and up stacked
-  std::unique_ptr<Linear> down;     // [hidden, intermediate]
+  std::vector<float> input_norm;       // [hidden]
+  std::unique_ptr<CpuLinear> qkv;      // [q_size + 2 kv_size, hidden]: q, k and v stacked
+  std::vector<float> q_norm;           // [head_dim]; empty if the model has none
+  std::vector<float> k_norm;           // [head_dim]; empty if the model has none
+  std::unique_ptr<CpuLinear> o;        // [hidden, q_size]
+  std::vector<float> post_norm;        // [hidden]
+  std::unique_ptr<CpuLinear> gate_up;  // [2 intermediate, hidden]: gate and up stacked
+  std::unique_ptr<CpuLinear> down;     // [hidden, intermediate]
 };
 
 struct CpuWeights {
   AlignedBuffer<std::byte> embed;  // [vocab, hidden] in the compute type; empty if tied
   std::vector<CpuLayerWeights> layers;
-  std::vector<float> final_norm;    // [hidden]
-  std::unique_ptr<Linear> lm_head;  // [vocab, hidden]; also the embedding if tied
-  int64_t num_parameters = 0;       // a tied lm_head counts once
+  std::vector<float> final_norm;       // [hidden]
+  std::unique_ptr<CpuLinear> lm_head;  // [vocab, hidden]; also the embedding if tied
+  int64_t num_parameters = 0;          // a tied lm_head counts once
 };
 
 // Packs every tensor that `config` calls for, in `type`. Errors are those of ResolveTensors and

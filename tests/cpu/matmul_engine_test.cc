@@ -99,7 +99,7 @@ class MatmulEngineTest : public testing::TestWithParam<std::tuple<Engine, int32_
 
   const Engine& param() const { return std::get<0>(GetParam()); }
 
-  std::unique_ptr<Linear> Pack(std::vector<LinearTensors> parts) {
+  std::unique_ptr<CpuLinear> Pack(std::vector<LinearTensors> parts) {
     return engine_->Pack(parts).value();
   }
 
@@ -148,9 +148,9 @@ TEST_P(MatmulEngineTest, MatchesDoubleForEveryRowCount) {
       const Input input = Rows(x, rows, shape.inputs);
       std::vector<float> y(int64_t{rows} * shape.outputs + 1, 2.0f);
       std::vector<float> y_biased(y.size(), NAN);
-      ASSERT_TRUE(plain->Run(input.bytes.data(), rows, y.data(), Linear::Output::kAdd).ok());
+      ASSERT_TRUE(plain->Run(input.bytes.data(), rows, y.data(), CpuLinear::Output::kAdd).ok());
       ASSERT_TRUE(
-          biased->Run(input.bytes.data(), rows, y_biased.data(), Linear::Output::kAssign).ok());
+          biased->Run(input.bytes.data(), rows, y_biased.data(), CpuLinear::Output::kAssign).ok());
       for (int32_t r = 0; r<rows; r += rows> 20 ? 3 : 1) {
         for (int32_t o = 0; o < shape.outputs; o += 7) {
           double expected = 0;
@@ -199,7 +199,7 @@ TEST_P(MatmulEngineTest, StackedTensorsAndReadRowAgreeWithTheSource) {
   // Zero times the weights leaves the biases, each at its place.
   const Input zeros = Rows(std::vector<float>(kInputs, 0.0f), 1, kInputs);
   std::vector<float> y(506);
-  ASSERT_TRUE(linear->Run(zeros.bytes.data(), 1, y.data(), Linear::Output::kAssign).ok());
+  ASSERT_TRUE(linear->Run(zeros.bytes.data(), 1, y.data(), CpuLinear::Output::kAssign).ok());
   for (int32_t o = 0; o < 506; ++o) {
     EXPECT_EQ(y[o], o < 3 || o >= 503 ? 0.0f : bias[o - 3]) << o;
   }
@@ -217,11 +217,11 @@ TEST_P(MatmulEngineTest, ARowDoesNotDependOnItsNeighbours) {
     std::vector<float> all(int64_t{kMostRows} * shape.outputs);
     const Input padded = Rows(x, kMostRows, shape.inputs);
     ASSERT_TRUE(
-        linear->Run(padded.bytes.data(), kMostRows, all.data(), Linear::Output::kAssign).ok());
+        linear->Run(padded.bytes.data(), kMostRows, all.data(), CpuLinear::Output::kAssign).ok());
     for (int32_t rows = 1; rows < 70; ++rows) {
       std::vector<float> y(int64_t{rows} * shape.outputs);
       const Input input = Rows(x, rows, shape.inputs);
-      ASSERT_TRUE(linear->Run(input.bytes.data(), rows, y.data(), Linear::Output::kAssign).ok());
+      ASSERT_TRUE(linear->Run(input.bytes.data(), rows, y.data(), CpuLinear::Output::kAssign).ok());
       ASSERT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0)
           << shape.outputs << " x " << shape.inputs << ", " << rows << " rows";
     }
