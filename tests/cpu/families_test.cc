@@ -1,85 +1,27 @@
-// Every model family and option against transformers: see tests/fixtures/models/make_models.py.
-#include <algorithm>
-#include <cstddef>
-#include <filesystem>
+// The CPU backend against transformers; the tests are tests/testing/families_suite.cc.
 #include <memory>
-#include <ostream>
-#include <set>
-#include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "cpu/forward.h"
 #include "engine/slot_table.h"
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/testing/families_suite.h"
 #include "tests/testing/paged_batch.h"
 
 namespace ferrite {
 namespace {
 
-constexpr char kFixtures[] = FERRITE_SOURCE_DIR "/tests/fixtures/models";
-constexpr int32_t kNumBlocks = 192;
-constexpr int32_t kBlockSize = 4;
-constexpr int32_t kMaxStepTokens = 100;
-
-template <typename T>
-std::vector<T> ReadTensor(const Checkpoint& file, const std::string& name) {
-  const TensorView* tensor = file.Find(name);
-  if (tensor == nullptr || DTypeSize(tensor->dtype) != sizeof(T)) {
-    ADD_FAILURE() << "no proper " << name;
-    return {};
-  }
-  std::vector<T> values(static_cast<size_t>(tensor->num_elements()));
-  std::copy(tensor->data.begin(), tensor->data.end(), reinterpret_cast<std::byte*>(values.data()));
-  return values;
-}
-
-// A prompt with the logits that transformers computes at some of its positions.
-class Prompt {
- public:
-  Prompt(const Checkpoint& reference, const std::string& number, ComputeType type)
-      : tokens_(ReadTensor<TokenId>(reference, "tokens." + number)),
-        rows_(ReadTensor<int32_t>(reference, "rows." + number)) {
-    const bool rounded =
-        type == ComputeType::kBf16 && reference.Find("rounded." + number) != nullptr;
-    const std::vector<float> logits =
-        ReadTensor<float>(reference, (rounded ? "rounded." : "logits.") + number);
-    logits_.assign(logits.begin(), logits.end());
-  }
-
-  std::span<const TokenId> tokens() const { return tokens_; }
-  size_t size() const { return tokens_.size(); }
-  const std::vector<int32_t>& rows() const { return rows_; }
-
-  // The logits at `position`; empty if they are not known.
-  std::span<const double> At(size_t position) const {
-    const auto row = std::find(rows_.begin(), rows_.end(), static_cast<int32_t>(position));
-    if (row == rows_.end()) {
-      return {};
-    }
-    const size_t vocab = logits_.size() / rows_.size();
-    return std::span(logits_).subspan(static_cast<size_t>(row - rows_.begin()) * vocab, vocab);
-  }
-
- private:
-  std::vector<TokenId> tokens_;
-  std::vector<int32_t> rows_;
-  std::vector<double> logits_;  // [rows, vocab]
-};
-
 // A forward pass with the block tables it needs, as the backend has them.
-class Model {
+class CpuFamilyModel : public FamilyModel {
  public:
-  Model(const ModelConfig& config, const Checkpoint& checkpoint, ComputeType type)
+  CpuFamilyModel(const ModelConfig& config, const Checkpoint& checkpoint, ComputeType type)
       : vocab_(static_cast<size_t>(config.vocab_size)), pool_(2), slots_(Info(config)) {
     auto forward = ForwardPass::Create(config, checkpoint,
                                        {.compute_type = type,
                                         .num_blocks = kNumBlocks,
                                         .block_size = kBlockSize,
-                                        .max_sequences = 4,
+                                        .max_sequences = kMaxSequences,
                                         .max_step_tokens = kMaxStepTokens,
                                         .max_sequence_length = config.max_position_embeddings},
                                        &pool_);
@@ -88,16 +30,12 @@ class Model {
     paged_.NextStep();
   }
 
-  // Begins a sequence anew, with nothing in its cache.
-  void Assign(int32_t slot) { paged_.Assign(slot, params_); }
-
-  // Adds tokens to the step, and asks for the logits after the last one.
-  void Append(int32_t slot, std::span<const TokenId> tokens) {
+  void Assign(int32_t slot) override { paged_.Assign(slot, params_); }
+  void Append(int32_t slot, std::span<const TokenId> tokens) override {
     paged_.Append(slot, tokens, /*sample=*/true);
   }
 
-  // The logits asked for, in the order of the Appends.
-  std::vector<std::vector<float>> Run() {
+  std::vector<std::vector<float>> Run() override {
     const Batch& batch = paged_.batch();
     EXPECT_EQ(slots_.Apply(batch), absl::OkStatus());
     EXPECT_EQ(slots_.Check(batch, 0), absl::OkStatus());
@@ -118,237 +56,34 @@ class Model {
     BackendInfo info;
     info.num_blocks = kNumBlocks;
     info.block_size = kBlockSize;
-    info.max_sequences = 4;
+    info.max_sequences = kMaxSequences;
     info.max_step_tokens = kMaxStepTokens;
     info.max_sequence_length = config.max_position_embeddings;
     info.vocab_size = config.vocab_size;
     return info;
   }
 
-  // In an order in which no two neighbours of a sequence are neighbours in the pool.
-  static std::vector<int32_t> ScatteredBlocks() {
-    std::vector<int32_t> blocks;
-    for (int32_t i = 0; i < kNumBlocks; ++i) {
-      blocks.push_back(i * 35 % kNumBlocks);
-    }
-    return blocks;
-  }
-
   size_t vocab_;
   SamplingParams params_;
   ThreadPool pool_;
   SlotTable slots_;
-  PagedBatch paged_{kBlockSize, ScatteredBlocks()};
+  PagedBatch paged_{kBlockSize, ScatteredBlocks(kNumBlocks)};
   std::unique_ptr<ForwardPass> forward_;
 };
 
-TokenId Best(const std::vector<float>& logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
-struct Case {
-  std::string name;
-  ComputeType type;
-};
-
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.name << " in " << ComputeTypeName(c.type);
-}
-
-class FamiliesTest : public testing::TestWithParam<Case> {
- protected:
-  FamiliesTest() {
-    const std::string folder = std::string(kFixtures) + "/" + GetParam().name;
-    config_ = LoadModelConfig(folder).value();
-    checkpoint_ = Checkpoint::Open(folder).value();
-    reference_ = Checkpoint::Open(folder + "/reference").value();
-    for (const char* number : {"0", "1", "2"}) {
-      prompts_.emplace_back(*reference_, number, GetParam().type);
-    }
-  }
-
-  Model Create() const { return Model(config_, *checkpoint_, GetParam().type); }
-
-  // Compares if the logits at `position` are known.
-  void Check(const std::vector<float>& logits, const Prompt& prompt, size_t position) {
-    const std::span<const double> expected = prompt.At(position);
-    if (!expected.empty()) {
-      const double error = RelativeError(logits, expected);
-      EXPECT_LE(error, GetParam().type == ComputeType::kFp32 ? 1e-5 : 2e-2)
-          << "position " << position << " of " << prompt.size();
-      worst_ = std::max(worst_, error);
-      ++checked_;
-    }
-  }
-
-  ModelConfig config_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  std::unique_ptr<Checkpoint> reference_;
-  std::vector<Prompt> prompts_;
-  double worst_ = 0;
-  size_t checked_ = 0;
-};
-
-std::vector<Case> Cases(ComputeType type) {
-  std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(kFixtures)) {
-    if (entry.is_directory()) {
-      names.insert(entry.path().filename());
-    }
-  }
-  std::vector<Case> cases;
-  for (const std::string& name : names) {
-    cases.push_back({name, type});
-  }
-  return cases;
-}
-
-INSTANTIATE_TEST_SUITE_P(InFp32, FamiliesTest, testing::ValuesIn(Cases(ComputeType::kFp32)),
-                         [](const auto& param_info) { return param_info.param.name; });
-INSTANTIATE_TEST_SUITE_P(InBf16, FamiliesTest, testing::ValuesIn(Cases(ComputeType::kBf16)),
-                         [](const auto& param_info) { return param_info.param.name; });
-
-// The choices are known in fp32.
-class FamiliesGreedyTest : public FamiliesTest {};
-INSTANTIATE_TEST_SUITE_P(InFp32, FamiliesGreedyTest, testing::ValuesIn(Cases(ComputeType::kFp32)),
-                         [](const auto& param_info) { return param_info.param.name; });
-
-TEST(FamiliesFixturesTest, AreThere) { EXPECT_GE(Cases(ComputeType::kFp32).size(), 18u); }
-
-// Alone, fed in pieces of several sizes.
-TEST_P(FamiliesTest, MatchesTransformersHoweverItIsChunked) {
-  for (const Prompt& prompt : prompts_) {
-    for (const size_t piece : {size_t{1}, size_t{7}, size_t{16}, prompt.size()}) {
-      if (piece > prompt.size()) {
-        continue;
-      }
-      SCOPED_TRACE(piece);
-      Model fresh = Create();  // Nothing of the last run can help.
-      fresh.Assign(1);
-      for (size_t begin = 0; begin < prompt.size(); begin += piece) {
-        const size_t size = std::min(piece, prompt.size() - begin);
-        fresh.Append(1, prompt.tokens().subspan(begin, size));
-        Check(fresh.Run()[0], prompt, begin + size - 1);
-      }
-    }
-  }
-  EXPECT_EQ(checked_, 2 + 25 + 24u);
-  RecordProperty("worst_relative_error", absl::StrCat(worst_));
-}
-
-// Three prompts in company, with pieces of different sizes, beginning and ending at different
-// steps.
-TEST_P(FamiliesTest, MatchesTransformersInABatch) {
-  Model model = Create();
-  constexpr size_t kPieces[] = {1, 1, 8};
-  constexpr size_t kStarts[] = {6, 2, 0};  // the steps at which they begin
-  size_t done[] = {0, 0, 0};
-  for (size_t step = 0; step < 21; ++step) {
-    std::vector<size_t> taking_part;
-    for (size_t i = 0; i < prompts_.size(); ++i) {
-      const size_t p = (i + step) % prompts_.size();  // in changing order
-      const size_t size = std::min(kPieces[p], prompts_[p].size() - done[p]);
-      if (step < kStarts[p] || size == 0) {
-        continue;
-      }
-      if (done[p] == 0) {
-        model.Assign(static_cast<int32_t>(p));
-      }
-      model.Append(static_cast<int32_t>(p), prompts_[p].tokens().subspan(done[p], size));
-      done[p] += size;
-      taking_part.push_back(p);
-    }
-    const auto rows = model.Run();
-    ASSERT_EQ(rows.size(), taking_part.size());
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const size_t p = taking_part[r];
-      Check(rows[r], prompts_[p], done[p] - 1);
-    }
-  }
-  EXPECT_EQ(checked_, 1 + 19 + 9u);
-  EXPECT_THAT(done, testing::ElementsAre(1, 19, 70));
-}
-
-// A sequence loses its blocks and is computed again, in other pieces, while another one goes on.
-TEST_P(FamiliesTest, MatchesTransformersAfterPreemption) {
-  Model model = Create();
-  const Prompt& victim = prompts_[2];
-  const Prompt& other = prompts_[1];
-  model.Assign(0);
-  model.Append(0, victim.tokens().first(50));
-  model.Assign(1);
-  model.Append(1, other.tokens().first(9));
-  Check(model.Run()[1], other, 8);
-  model.Assign(0);
-  size_t done = 0;
-  size_t step = 0;
-  for (const size_t size : {3u, 29u, 31u, 1u, 6u}) {
-    model.Append(1, other.tokens().subspan(9 + step, 1));
-    model.Append(0, victim.tokens().subspan(done, size));
-    done += size;
-    const auto rows = model.Run();
-    Check(rows[0], other, 9 + step);
-    Check(rows[1], victim, done - 1);
-    ++step;
-  }
-  EXPECT_EQ(checked_, 1 + 5 + 4u);
-  EXPECT_EQ(done, victim.size());
-}
-
-// Decoding for itself, preempted half way, with a neighbour in the batch.
-TEST_P(FamiliesGreedyTest, ContinuationIsThatOfTransformers) {
-  const auto expected = ReadTensor<TokenId>(*reference_, "greedy");
-  ASSERT_EQ(expected.size(), 64u);
-  EXPECT_GE(ReadTensor<float>(*reference_, "greedy_gap")[0], 1e-3f);
-  Model model = Create();
-  const Prompt& neighbour = prompts_[2];
-  std::vector<TokenId> tokens(prompts_[1].tokens().begin(), prompts_[1].tokens().end());
-  const size_t prompt_size = tokens.size();
-  size_t cached = 0;
-  model.Assign(0);
-  model.Assign(3);
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (i == 37) {
-      model.Assign(0);
-      cached = 0;
-    }
-    model.Append(3, neighbour.tokens().subspan(i, 1));
-    model.Append(0, std::span(tokens).subspan(cached));
-    cached = tokens.size();
-    tokens.push_back(Best(model.Run()[1]));
-  }
-  EXPECT_EQ(std::vector(tokens.begin() + static_cast<ptrdiff_t>(prompt_size), tokens.end()),
-            expected);
-}
-
-// The references would notice if windows or stretched rotations were left out.
-TEST_P(FamiliesTest, OptionsShow) {
-  std::vector<ModelConfig> spoiled;
-  if (config_.rope.type != RopeConfig::Type::kDefault &&
-      config_.rope.type != RopeConfig::Type::kDynamic) {
-    spoiled.push_back(config_);
-    spoiled.back().rope = {.theta = config_.rope.theta};
-    if (config_.rope.attention_factor != 1) {
-      spoiled.push_back(config_);
-      spoiled.back().rope.attention_factor = 1;
-    }
-  }
-  for (size_t layer = 0; layer < config_.windows.size(); ++layer) {
-    if (config_.windows[layer] != 0) {
-      for (const int32_t window : {0, config_.windows[layer] + 1, config_.windows[layer] - 1}) {
-        spoiled.push_back(config_);
-        spoiled.back().windows[layer] = window;
-      }
-    }
-  }
-  const Prompt& prompt = prompts_[2];
-  for (const ModelConfig& config : spoiled) {
-    Model model(config, *checkpoint_, GetParam().type);
-    model.Assign(0);
-    model.Append(0, prompt.tokens());
-    EXPECT_GE(RelativeError(model.Run()[0], prompt.At(prompt.size() - 1)), 2.5e-2);
-  }
-}
-
 }  // namespace
+
+std::vector<FamilyType> FamilyTypes() {
+  return {{.name = "fp32", .tolerance = 1e-5, .exact = true}, {.name = "bf16", .tolerance = 2e-2}};
+}
+
+bool FamilyDeviceIsThere() { return true; }
+
+std::unique_ptr<FamilyModel> CreateFamilyModel(const ModelConfig& config,
+                                               const Checkpoint& checkpoint,
+                                               const FamilyType& type) {
+  return std::make_unique<CpuFamilyModel>(
+      config, checkpoint, type.name == "bf16" ? ComputeType::kBf16 : ComputeType::kFp32);
+}
+
 }  // namespace ferrite
