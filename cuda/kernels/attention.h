@@ -24,27 +24,31 @@ struct AttentionArguments {
   int32_t num_sequences = 0;
   int32_t num_heads = 0;
   int32_t kv_heads = 0;
-  int32_t head_dim = 0;    // 32, 64, 80, 96, 112, 128, 160, 192 or 256; any even up to 256 (slower)
-  int32_t block_size = 0;  // a multiple of 16 for the fast paths
-  int32_t window = 0;      // keys a query sees, itself and those just before it; 0: all
-  float scale = 0;         // of the scores
-  void* out = nullptr;     // [T, num_heads, head_dim]
-  float* workspace = nullptr;
+  int32_t head_dim = 0;        // 64, 80, 96, 128 or 256; any other up to 256 is served slowly
+  int32_t block_size = 0;      // a multiple of 16; any other is served slowly
+  int32_t window = 0;          // keys a query sees, itself and those just before it; 0: all
+  float scale = 0;             // of the scores
+  void* out = nullptr;         // [T, num_heads, head_dim]
+  float* workspace = nullptr;  // DecodePlan::workspace_bytes; its contents need not be kept
 };
 
-// Sequences of one token each. Contexts are split over `num_splits` blocks a (sequence, kv head);
-// how much of a context each split takes is worked out on the device from kv_lens.
+// Sequences of one token each. Contexts are split over `num_splits` blocks a (sequence, kv head),
+// as in Flash-Decoding (https://pytorch.org/blog/flash-decoding); how much of a context each split
+// takes is worked out on the device from kv_lens, and merged in a fixed order.
 struct DecodePlan {
   int32_t num_splits = 1;
   size_t workspace_bytes = 0;
 };
+// The split count that keeps all multiprocessors busy for contexts up to max_kv_len.
 DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
                                int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors);
 cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,
                             cudaStream_t stream);
 
-// Sequences of any number of tokens, at most `max_tokens` each; tensor cores.
-cudaError_t PrefillAttention(const AttentionArguments& arguments, int32_t max_tokens,
+// Sequences of any number of tokens, at most `num_tokens` together (which bounds the grid): row r
+// of a sequence's q rows sees keys [0, kv_len - q + r]. FlashAttention-2
+// (arxiv.org/abs/2307.08691), the query heads of one kv head as rows of one tile.
+cudaError_t PrefillAttention(const AttentionArguments& arguments, int32_t num_tokens,
                              cudaStream_t stream);
 
 }  // namespace ferrite

@@ -1,0 +1,490 @@
+#include "cuda/kernels/attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <utility>
+
+#include "cuda/kernels/plain_attention.h"
+#include "tests/cuda/gpu_test.h"
+
+namespace ferrite {
+namespace {
+
+using test::Device;
+
+struct Chunk {
+  int32_t tokens;
+  int32_t kv_len;
+  bool padded = false;  // a row of a padded batch: slot -1
+};
+
+struct Shape {
+  int32_t head_dim = 128;
+  int32_t kv_heads = 2;
+  int32_t group = 4;
+  int32_t block_size = 16;
+  int32_t window = 0;
+  float query_scale = 1.0f;
+  int32_t num_heads() const { return kv_heads * group; }
+};
+
+// A batch on the device. Blocks are scattered over a pool; what no sequence wrote, and what lies
+// below every window, is NaN, and block table entries that nobody may read are out of bounds.
+class Batch {
+ public:
+  Batch(GpuType type, const Shape& shape, const std::vector<Chunk>& chunks)
+      : type_(type),
+        shape_(shape),
+        chunks_(chunks),
+        starts_(CuSeqlens()),
+        k_(KeysOrValues(1)),
+        v_(KeysOrValues(2)),
+        q_(test::Widen(type, test::Narrow(type, test::RandomNormal(NumTokens() * QSize(), 3,
+                                                                   shape.query_scale)))),
+        k_cache_(0),
+        v_cache_(0),
+        qkv_(QkvBits()),
+        tables_(0),
+        slots_(0),
+        kv_lens_(KvLens()),
+        cu_seqlens_(starts_),
+        out_(NumTokens() * QSize()) {
+    Upload();
+  }
+
+  size_t NumTokens() const { return starts_.back(); }
+
+  AttentionArguments Arguments() const {
+    AttentionArguments a;
+    a.type = type_;
+    a.qkv = qkv_.get();
+    a.k_cache = k_cache_.get();
+    a.v_cache = v_cache_.get();
+    a.block_tables = tables_.get();
+    a.blocks_per_slot = BlocksPerSlot();
+    a.seq_slots = slots_.get();
+    a.kv_lens = kv_lens_.get();
+    a.cu_seqlens = cu_seqlens_.get();
+    a.num_sequences = static_cast<int32_t>(chunks_.size());
+    a.num_heads = shape_.num_heads();
+    a.kv_heads = shape_.kv_heads;
+    a.head_dim = shape_.head_dim;
+    a.block_size = shape_.block_size;
+    a.window = shape_.window;
+    a.scale = Scale();
+    a.out = out_.get();
+    return a;
+  }
+
+  void Decode(int32_t num_splits, int32_t first = 0, int32_t count = -1) const {
+    AttentionArguments a = Arguments();
+    a.first_sequence = first;
+    a.num_sequences = count < 0 ? a.num_sequences : count;
+    const Device<float> workspace(size_t{1} * a.num_sequences * a.num_heads * num_splits *
+                                  (a.head_dim + 2));
+    a.workspace = workspace.get();
+    test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits}, nullptr));
+    test::CheckCuda(cudaDeviceSynchronize());
+  }
+
+  void Prefill(int32_t first = 0) const {
+    AttentionArguments a = Arguments();
+    a.first_sequence = first;
+    a.num_sequences -= first;
+    test::CheckCuda(
+        PrefillAttention(a, static_cast<int32_t>(NumTokens() - starts_[first]), nullptr));
+    test::CheckCuda(cudaDeviceSynchronize());
+  }
+
+  std::vector<float> Out() const { return test::Widen(type_, out_.Read()); }
+  void Poison() const { test::CheckCuda(cudaMemset(out_.get(), 0xFF, out_.size() * 2)); }
+
+  // Every token's row against float64; rows of padding, and of sequences outside [first, end), must
+  // be untouched.
+  void Check(const std::string& what, size_t first = 0,
+             size_t end = std::numeric_limits<size_t>::max()) const {
+    const std::vector<float> out = Out();
+    for (size_t s = 0; s < chunks_.size(); ++s) {
+      for (int32_t r = 0; r < chunks_[s].tokens; ++r) {
+        const size_t row = starts_[s] + r;
+        const std::span<const float> actual(out.data() + row * QSize(), QSize());
+        if (chunks_[s].padded || s < first || s >= end) {
+          ASSERT_TRUE(std::all_of(actual.begin(), actual.end(),
+                                  [](float value) { return std::isnan(value); }))
+              << what << ": wrote to row " << row;
+          continue;
+        }
+        ASSERT_LE(test::RelativeError(actual, Reference(s, r)), test::Tolerance(type_))
+            << what << ": head_dim " << shape_.head_dim << ", group " << shape_.group
+            << ", block_size " << shape_.block_size << ", window " << shape_.window << ", sequence "
+            << s << ", row " << r << " of " << chunks_[s].tokens << ", kv_len "
+            << chunks_[s].kv_len;
+      }
+    }
+  }
+
+  Device<int32_t>& kv_lens() { return kv_lens_; }
+  std::vector<Chunk>& chunks() { return chunks_; }
+
+ private:
+  float Scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
+  size_t QSize() const { return size_t{1} * shape_.num_heads() * shape_.head_dim; }
+  size_t KvSize() const { return size_t{1} * shape_.kv_heads * shape_.head_dim; }
+  int32_t BlocksPerSlot() const {
+    int32_t longest = 1;
+    for (const Chunk& chunk : chunks_) {
+      longest = std::max(longest, chunk.kv_len);
+    }
+    return (longest + shape_.block_size - 1) / shape_.block_size + 1;
+  }
+
+  std::vector<int32_t> CuSeqlens() const {
+    std::vector<int32_t> starts = {0};
+    for (const Chunk& chunk : chunks_) {
+      starts.push_back(starts.back() + chunk.tokens);
+    }
+    return starts;
+  }
+
+  std::vector<int32_t> KvLens() const {
+    std::vector<int32_t> lens;
+    for (const Chunk& chunk : chunks_) {
+      lens.push_back(chunk.kv_len);
+    }
+    return lens;
+  }
+
+  // For each sequence [kv_len, kv_heads, head_dim], already rounded to the type.
+  std::vector<std::vector<float>> KeysOrValues(uint32_t seed) const {
+    std::vector<std::vector<float>> all;
+    for (const Chunk& chunk : chunks_) {
+      seed += 100;
+      all.push_back(test::Widen(
+          type_, test::Narrow(type_, test::RandomNormal(KvSize() * chunk.kv_len, seed))));
+    }
+    return all;
+  }
+
+  std::vector<uint16_t> QkvBits() const {
+    const size_t stride = QSize() + 2 * KvSize();
+    std::vector<uint16_t> bits(NumTokens() * stride, 0xFFFF);
+    for (size_t t = 0; t < NumTokens(); ++t) {
+      for (size_t i = 0; i < QSize(); ++i) {
+        bits[t * stride + i] = test::Narrow(type_, q_[t * QSize() + i]);
+      }
+    }
+    return bits;
+  }
+
+  void Upload() {
+    const int32_t block_size = shape_.block_size;
+    const int32_t per_slot = BlocksPerSlot();
+    const size_t num_slots = chunks_.size() + 2;
+    std::vector<int32_t> pool(num_slots * per_slot);
+    std::iota(pool.begin(), pool.end(), 0);
+    std::shuffle(pool.begin(), pool.end(), std::mt19937(4));
+    const size_t block_values = KvSize() * block_size;
+    std::vector<uint16_t> k_cache(pool.size() * block_values, 0xFFFF);
+    std::vector<uint16_t> v_cache(k_cache);
+    std::vector<int32_t> tables(num_slots * per_slot, 0x3FFFFFFF);
+    std::vector<int32_t> slots;
+    for (size_t s = 0; s < chunks_.size(); ++s) {
+      const Chunk& chunk = chunks_[s];
+      const size_t slot = (s * 5 + 1) % num_slots;
+      slots.push_back(chunk.padded ? -1 : static_cast<int32_t>(slot));
+      if (chunk.padded) {
+        continue;
+      }
+      const int32_t lowest =
+          shape_.window > 0 ? std::max(0, chunk.kv_len - chunk.tokens + 1 - shape_.window) : 0;
+      for (int32_t key = lowest / block_size * block_size; key < chunk.kv_len; ++key) {
+        int32_t& block = tables[slot * per_slot + key / block_size];
+        if (key % block_size == 0) {
+          block = pool.back();
+          pool.pop_back();
+        }
+        for (int32_t head = 0; head < shape_.kv_heads; ++head) {
+          const size_t to =
+              ((size_t{1} * block * shape_.kv_heads + head) * block_size + key % block_size) *
+              shape_.head_dim;
+          const size_t from = (size_t{1} * key * shape_.kv_heads + head) * shape_.head_dim;
+          for (int32_t d = 0; d < shape_.head_dim; ++d) {
+            k_cache[to + d] = test::Narrow(type_, k_[s][from + d]);
+            v_cache[to + d] = test::Narrow(type_, v_[s][from + d]);
+          }
+        }
+      }
+    }
+    k_cache_.Reset(k_cache);
+    v_cache_.Reset(v_cache);
+    tables_.Reset(tables);
+    slots_.Reset(slots);
+  }
+
+  // [num_heads, head_dim] of a sequence's row.
+  std::vector<double> Reference(size_t sequence, int32_t row) const {
+    const int32_t dim = shape_.head_dim;
+    const int32_t end = chunks_[sequence].kv_len - chunks_[sequence].tokens + row + 1;
+    const int32_t begin = shape_.window > 0 ? std::max(0, end - shape_.window) : 0;
+    std::vector<double> out(QSize());
+    std::vector<double> weights(end - begin);
+    for (int32_t head = 0; head < shape_.num_heads(); ++head) {
+      const float* q = q_.data() + (starts_[sequence] + row) * QSize() + size_t{1} * head * dim;
+      const size_t kv_offset = size_t{1} * (head / shape_.group) * dim;
+      double highest = -std::numeric_limits<double>::infinity();
+      for (int32_t key = begin; key < end; ++key) {
+        const float* k = k_[sequence].data() + key * KvSize() + kv_offset;
+        double score = 0;
+        for (int32_t d = 0; d < dim; ++d) {
+          score += static_cast<double>(q[d]) * k[d];
+        }
+        weights[key - begin] = score * Scale();
+        highest = std::max(highest, weights[key - begin]);
+      }
+      double sum = 0;
+      double* to = out.data() + size_t{1} * head * dim;
+      for (int32_t key = begin; key < end; ++key) {
+        const double weight = std::exp(weights[key - begin] - highest);
+        const float* v = v_[sequence].data() + key * KvSize() + kv_offset;
+        sum += weight;
+        for (int32_t d = 0; d < dim; ++d) {
+          to[d] += weight * v[d];
+        }
+      }
+      for (int32_t d = 0; d < dim; ++d) {
+        to[d] /= sum;
+      }
+    }
+    return out;
+  }
+
+  // Device memory that is filled after its members are known.
+  template <typename T>
+  class Buffer {
+   public:
+    explicit Buffer(int) {}
+    void Reset(const std::vector<T>& values) { device_ = std::make_unique<Device<T>>(values); }
+    T* get() const { return device_->get(); }
+
+   private:
+    std::unique_ptr<Device<T>> device_;
+  };
+
+  const GpuType type_;
+  const Shape shape_;
+  std::vector<Chunk> chunks_;
+  const std::vector<int32_t> starts_;
+  const std::vector<std::vector<float>> k_;
+  const std::vector<std::vector<float>> v_;
+  const std::vector<float> q_;  // [T, num_heads, head_dim]
+  Buffer<uint16_t> k_cache_;
+  Buffer<uint16_t> v_cache_;
+  Device<uint16_t> qkv_;
+  Buffer<int32_t> tables_;
+  Buffer<int32_t> slots_;
+  Device<int32_t> kv_lens_;
+  Device<int32_t> cu_seqlens_;
+  Device<uint16_t> out_;
+};
+
+std::vector<Chunk> DecodeChunks(std::initializer_list<int32_t> kv_lens) {
+  std::vector<Chunk> chunks;
+  for (const int32_t kv_len : kv_lens) {
+    chunks.push_back({1, kv_len});
+    if (chunks.size() == 3) {
+      chunks.push_back({1, 1, true});
+    }
+  }
+  return chunks;
+}
+
+constexpr int32_t kHeadDims[] = {16, 20, 32, 64, 80, 96, 128, 256};
+
+class AttentionTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {};
+
+INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::Values(GpuType::kFp16, GpuType::kBf16),
+                         [](const auto& type) { return test::TypeName(type.param); });
+
+TEST_P(AttentionTest, DecodeMatchesDoubleAtEveryHeadDimAndGroup) {
+  for (const int32_t head_dim : kHeadDims) {
+    for (const int32_t group : {1, 4, 7, 8, 12}) {
+      const Batch batch(GetParam(), {.head_dim = head_dim, .group = group},
+                        DecodeChunks({1, 15, 16, 17, 100, 1000}));
+      batch.Decode(1);
+      batch.Check("1 split");
+      batch.Poison();
+      batch.Decode(3);
+      batch.Check("3 splits");
+    }
+  }
+}
+
+TEST_P(AttentionTest, DecodeGivesTheSameForEveryNumberOfSplits) {
+  const Batch batch(GetParam(), {}, DecodeChunks({1, 17, 64, 65, 1000, 5000}));
+  for (const int32_t num_splits : {1, 2, 3, 4, 5, 7, 8, 16, 33, 80}) {
+    batch.Poison();
+    batch.Decode(num_splits);
+    batch.Check(std::to_string(num_splits) + " splits");
+  }
+}
+
+TEST_P(AttentionTest, DecodeHonoursBlockSizesAndWindows) {
+  for (const int32_t head_dim : {64, 96, 128}) {
+    for (const int32_t block_size : {16, 32, 5}) {
+      for (const int32_t window : {0, 1, 16, 100}) {
+        const Batch batch(GetParam(),
+                          {.head_dim = head_dim, .block_size = block_size, .window = window},
+                          DecodeChunks({1, 15, 16, 17, 33, 100, 101, 1000}));
+        for (const int32_t num_splits : {1, 4}) {
+          batch.Poison();
+          batch.Decode(num_splits);
+          batch.Check(std::to_string(num_splits) + " splits");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, DecodeTwiceGivesTheSameBits) {
+  const Batch batch(GetParam(), {}, DecodeChunks({1, 17, 1000, 5000}));
+  batch.Decode(8);
+  const std::vector<float> first = batch.Out();
+  batch.Poison();
+  batch.Decode(8);
+  const std::vector<float> second = batch.Out();
+  EXPECT_EQ(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)), 0);
+}
+
+TEST_P(AttentionTest, ReplayedGraphFollowsKvLens) {
+  Batch batch(GetParam(), {}, DecodeChunks({1000, 1000, 1000, 1000}));
+  AttentionArguments a = batch.Arguments();
+  const DecodePlan plan =
+      PlanDecodeAttention(a.num_sequences, a.num_heads, a.kv_heads, a.head_dim, 1000, 132);
+  ASSERT_GT(plan.num_splits, 1);
+  const Device<float> workspace(plan.workspace_bytes / sizeof(float));
+  a.workspace = workspace.get();
+  cudaStream_t stream;
+  test::CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  test::CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  test::CheckCuda(DecodeAttention(a, plan, stream));
+  cudaGraph_t graph;
+  test::CheckCuda(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t exec;
+  test::CheckCuda(cudaGraphInstantiate(&exec, graph, 0));
+  for (const int32_t kv_len : {1000, 1, 16, 999, 130}) {
+    std::vector<int32_t> lens;
+    for (Chunk& chunk : batch.chunks()) {
+      chunk.kv_len = std::min(kv_len + static_cast<int32_t>(lens.size()), 1000);
+      lens.push_back(chunk.kv_len);
+    }
+    test::CheckCuda(cudaMemcpy(batch.kv_lens().get(), lens.data(), lens.size() * sizeof(int32_t),
+                               cudaMemcpyHostToDevice));
+    batch.Poison();
+    test::CheckCuda(cudaDeviceSynchronize());
+    test::CheckCuda(cudaGraphLaunch(exec, stream));
+    test::CheckCuda(cudaStreamSynchronize(stream));
+    batch.Check("replay");
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+TEST_P(AttentionTest, PrefillMatchesDoubleAtEveryHeadDimAndGroup) {
+  for (const int32_t head_dim : kHeadDims) {
+    for (const int32_t group : {1, 4, 7, 8}) {
+      const Batch batch(
+          GetParam(), {.head_dim = head_dim, .group = group},
+          {{1, 1}, {17, 17}, {5, 5, true}, {130, 130}, {64, 300}, {5, 1000}, {33, 49}});
+      batch.Prefill();
+      batch.Check("prefill");
+    }
+  }
+}
+
+TEST_P(AttentionTest, PrefillHonoursBlockSizesAndWindows) {
+  for (const int32_t head_dim : {64, 80, 128, 256}) {
+    for (const int32_t block_size : {16, 32, 5}) {
+      for (const int32_t window : {0, 1, 16, 100}) {
+        const Batch batch(GetParam(),
+                          {.head_dim = head_dim, .block_size = block_size, .window = window},
+                          {{15, 15}, {16, 32}, {200, 200}, {40, 500}, {1, 1000}});
+        batch.Prefill();
+        batch.Check("prefill");
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, PrefillFindsItsRowsAmongManySequences) {
+  std::vector<Chunk> chunks;
+  for (int32_t s = 0; s < 70; ++s) {
+    chunks.push_back({s % 7 * 9, s % 7 * 9 + s, s % 11 == 3});
+  }
+  const Batch batch(GetParam(), {.head_dim = 64}, chunks);
+  batch.Prefill();
+  batch.Check("prefill");
+}
+
+TEST_P(AttentionTest, LongContexts) {
+  const Batch batch(GetParam(), {.kv_heads = 1}, {{1, 5000}, {40, 5000}});
+  batch.Prefill();
+  batch.Check("prefill");
+}
+
+TEST_P(AttentionTest, SharpSoftmaxesMoveTheMaximum) {
+  const Batch decode(GetParam(), {.query_scale = 12.0f}, DecodeChunks({17, 100, 1000}));
+  decode.Decode(2);
+  decode.Check("decode");
+  const Batch prefill(GetParam(), {.query_scale = 12.0f}, {{100, 400}});
+  prefill.Prefill();
+  prefill.Check("prefill");
+}
+
+TEST_P(AttentionTest, DecodesAndChunksShareABatch) {
+  const Batch batch(GetParam(), {}, {{1, 300}, {1, 70}, {1, 1}, {50, 120}, {9, 9}});
+  batch.Decode(2, 0, 3);
+  batch.Check("decodes only", 0, 3);
+  batch.Prefill(3);
+  batch.Check("all");
+}
+
+TEST_P(AttentionTest, DecodePrefillAndPlainAgree) {
+  const Batch batch(GetParam(), {}, DecodeChunks({1, 16, 100, 1000}));
+  batch.Decode(4);
+  std::vector<float> decode = batch.Out();
+  batch.Poison();
+  batch.Prefill();
+  std::vector<float> prefill = batch.Out();
+  batch.Poison();
+  test::CheckCuda(
+      PlainAttention(batch.Arguments(), static_cast<int32_t>(batch.NumTokens()), nullptr));
+  batch.Check("plain");
+  std::vector<float> plain = batch.Out();
+  for (std::vector<float>* values : {&decode, &prefill, &plain}) {
+    std::erase_if(*values, [](float value) { return std::isnan(value); });
+  }
+  const std::vector<double> expected(plain.begin(), plain.end());
+  ASSERT_EQ(decode.size(), expected.size());
+  ASSERT_EQ(prefill.size(), expected.size());
+  EXPECT_LE(test::RelativeError(decode, expected), test::Tolerance(GetParam()));
+  EXPECT_LE(test::RelativeError(prefill, expected), test::Tolerance(GetParam()));
+}
+
+TEST(DecodePlanTest, FillsTheChipAndNoMore) {
+  EXPECT_EQ(PlanDecodeAttention(128, 32, 8, 128, 131072, 132).num_splits, 1);
+  EXPECT_EQ(PlanDecodeAttention(128, 32, 8, 128, 131072, 132).workspace_bytes, 0);
+  EXPECT_EQ(PlanDecodeAttention(8, 32, 8, 128, 131072, 132).num_splits, 4);
+  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 131072, 132).num_splits, 33);
+  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 131072, 132).workspace_bytes,
+            size_t{32} * 33 * 130 * 4);
+  // Short contexts are not cut below what a block takes at once.
+  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 128, 132).num_splits, 2);
+  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 1, 132).num_splits, 1);
+}
+
+}  // namespace
+}  // namespace ferrite
