@@ -12,6 +12,9 @@ if(FERRITE_SANITIZE)
   endif()
 endif()
 
+set(FERRITE_TEST_ROOT "${CMAKE_SOURCE_DIR}" CACHE STRING
+    "Where tests look for fixtures; \".\" for tests that run in another copy of the tree")
+
 # Builds the tests labelled `quick`: what the sanitizer builds of CI run.
 add_custom_target(quick_tests)
 
@@ -24,7 +27,7 @@ function(ferrite_test)
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
   target_link_libraries(${T_NAME} PRIVATE ferrite_flags ${T_LIBS} GTest::gmock GTest::gtest_main)
-  target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${FERRITE_TEST_ROOT}")
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
   set_tests_properties(${T_NAME} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")
   if("quick" IN_LIST T_LABELS)

@@ -1,15 +1,23 @@
 #include "server/backend_factory.h"
 
+#include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "cpu/cpu_backend.h"
 #include "engine/status_macros.h"
 
-namespace ferrite {
+#if FERRITE_WITH_CUDA
+#include "cuda/cuda_backend.h"
+#endif
 
-absl::StatusOr<std::vector<std::unique_ptr<Backend>>> CreateBackends(const ServerConfig& config,
-                                                                     const ModelConfig& model,
-                                                                     const Checkpoint& checkpoint) {
+namespace ferrite {
+namespace {
+
+using BackendOr = absl::StatusOr<std::unique_ptr<Backend>>;
+
+BackendOr CreateCpu(const ServerConfig& config, const ModelConfig& model,
+                    const Checkpoint& checkpoint) {
   CpuBackendOptions options;
   options.compute_type = config.backend.compute_type;
   options.num_threads = config.backend.threads;
@@ -19,12 +27,59 @@ absl::StatusOr<std::vector<std::unique_ptr<Backend>>> CreateBackends(const Serve
   options.max_sequences = config.scheduler.max_running;
   options.max_step_tokens = config.scheduler.max_step_tokens;
   options.max_sequence_length = config.scheduler.max_context;
+  return CpuBackend::Create(model, checkpoint, options);
+}
 
+#if FERRITE_WITH_CUDA
+BackendOr CreateCuda(const ServerConfig& config, const ModelConfig& model,
+                     const Checkpoint& checkpoint, int32_t device) {
+  CudaBackendOptions options;
+  options.device = device;
+  options.compute_type = config.backend.compute_type;
+  options.gpu_memory_fraction = config.backend.gpu_memory_fraction;
+  options.num_blocks = config.kv_cache.blocks;
+  options.block_size = config.kv_cache.block_size;
+  options.max_sequences = config.scheduler.max_running;
+  options.max_step_tokens = config.scheduler.max_step_tokens;
+  options.max_sequence_length = config.scheduler.max_context;
+  return CudaBackend::Create(model, checkpoint, options);
+}
+#else
+BackendOr CreateCuda(const ServerConfig&, const ModelConfig&, const Checkpoint&, int32_t) {
+  return absl::FailedPreconditionError(
+      "backend.type is cuda, but this server was built without it (the cuda preset has it)");
+}
+#endif
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::unique_ptr<Backend>>> CreateBackends(const ServerConfig& config,
+                                                                     const ModelConfig& model,
+                                                                     const Checkpoint& checkpoint) {
+  std::vector<BackendOr> created;
+  if (config.backend.type == "cpu") {
+    for (size_t i = 0; i < config.workers.size(); ++i) {
+      created.push_back(CreateCpu(config, model, checkpoint));
+    }
+  } else {  // every GPU loads its own copy, all at once
+    created.resize(config.workers.size());
+    std::vector<std::thread> loaders;
+    for (size_t i = 0; i < config.workers.size(); ++i) {
+      loaders.emplace_back([&, i] {
+        created[i] = CreateCuda(config, model, checkpoint, config.workers[i].devices[0]);
+      });
+    }
+    for (std::thread& loader : loaders) {
+      loader.join();
+    }
+  }
   std::vector<std::unique_ptr<Backend>> backends;
-  for (size_t i = 0; i < config.workers.size(); ++i) {
-    ASSIGN_OR_RETURN(std::unique_ptr<CpuBackend> backend,
-                     CpuBackend::Create(model, checkpoint, options));
-    backends.push_back(std::move(backend));
+  for (size_t i = 0; i < created.size(); ++i) {
+    if (!created[i].ok()) {
+      return absl::Status(created[i].status().code(),
+                          absl::StrCat("workers[", i, "]: ", created[i].status().message()));
+    }
+    backends.push_back(*std::move(created[i]));
   }
   return backends;
 }

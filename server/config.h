@@ -40,6 +40,7 @@ struct ServerConfig {
     std::string type = "cpu";
     std::string compute_type = "auto";
     int32_t threads = 0;
+    double gpu_memory_fraction = 0.9;
     bool operator==(const Backend&) const = default;
   } backend;
 

@@ -286,14 +286,14 @@ void ConfigBuilder::CheckContradictions() {
                      capacity, " tokens that kv_cache.blocks ", cache.blocks,
                      " of kv_cache.block_size ", cache.block_size, " hold"));
   }
-  if (config_.backend.type == "cpu") {
-    for (size_t i = 0; i < config_.workers.size(); ++i) {
-      const std::vector<int32_t>& devices = config_.workers[i].devices;
-      if (devices == std::vector<int32_t>{0}) continue;
-      Contradiction("workers", "backend.type",
-                    absl::StrCat("workers[", i, "].devices is [", absl::StrJoin(devices, ", "),
-                                 "]; with backend.type cpu it must be [0]"));
-    }
+  const bool cpu = config_.backend.type == "cpu";
+  for (size_t i = 0; i < config_.workers.size(); ++i) {
+    const std::vector<int32_t>& devices = config_.workers[i].devices;
+    if (cpu ? devices == std::vector<int32_t>{0} : devices.size() == 1) continue;
+    Contradiction("workers", "backend.type",
+                  absl::StrCat("workers[", i, "].devices is [", absl::StrJoin(devices, ", "),
+                               "]; with backend.type ", config_.backend.type,
+                               cpu ? " it must be [0]" : " it must be one device"));
   }
 }
 

@@ -85,22 +85,27 @@ constexpr ConfigKey kKeys[] = {
     {.name = "backend.type",
      .field = FIELD(backend.type),
      .help = "What computes.",
-     .choices = "cpu"},
+     .choices = "cpu|cuda"},
     {.name = "backend.compute_type",
      .field = FIELD(backend.compute_type),
      .help =
          "The precision of the weights and the KV cache. auto: bf16 for a model whose weights are "
-         "bf16, else fp32.",
-     .choices = "auto|fp32|bf16"},
+         "bf16, else fp32 on a CPU and fp16 on a GPU. fp32 is the CPU's alone, fp16 the GPU's.",
+     .choices = "auto|fp32|bf16|fp16"},
     {.name = "backend.threads",
      .field = FIELD(backend.threads),
      .help = "Threads of the CPU backend. 0: all cores.",
      .max = 1024},
+    {.name = "backend.gpu_memory_fraction",
+     .field = FIELD(backend.gpu_memory_fraction),
+     .help = "How much of a GPU's memory may be in use once the KV cache has taken the rest.",
+     .max = 1,
+     .above_min = true},
 
     {.name = "workers",
      .field = FIELD(workers),
      .help = "The replicas of the model, each with the devices that it runs on. Device 0 is the "
-             "only one of the cpu backend."},
+             "only one of the cpu backend; a worker of the cuda backend has one GPU."},
 
     {.name = "scheduler.max_running",
      .field = FIELD(scheduler.max_running),
@@ -136,11 +141,12 @@ constexpr ConfigKey kKeys[] = {
     // The most blocks whose slots an int32 can number at the largest block size.
     {.name = "kv_cache.blocks",
      .field = FIELD(kv_cache.blocks),
-     .help = "Blocks of a worker's KV cache. 0: as many as memory_mb holds.",
+     .help = "Blocks of a worker's KV cache. 0: as many as memory_mb holds, or on a GPU as many as "
+             "fit and can be used.",
      .max = 8388607},
     {.name = "kv_cache.memory_mb",
      .field = FIELD(kv_cache.memory_mb),
-     .help = "MiB for a worker's KV cache. Not looked at if blocks is given.",
+     .help = "MiB for the KV cache of a worker on the CPU. Not looked at if blocks is given.",
      .min = 1,
      .max = 1 << 24},
 

@@ -69,7 +69,7 @@ TEST(ConfigTest, ReadsEveryKey) {
 server: {listen: "[::1]:0", max_message_bytes: 1024, reflection: false,
          drain_grace_seconds: 0.5, drain_timeout_seconds: 0}
 model: {path: /models/other, name: served}
-backend: {type: cpu, compute_type: bf16, threads: 3}
+backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75}
 workers:
   - devices: [0]
   - {devices: [0]}
@@ -83,7 +83,7 @@ log: {format: json, level: debug}
   ServerConfig expected;
   expected.server = {"[::1]:0", 1024, false, 0.5, 0};
   expected.model = {"/models/other", "served"};
-  expected.backend = {"cpu", "bf16", 3};
+  expected.backend = {"cpu", "bf16", 3, 0.75};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
   expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000};
   expected.kv_cache = {32, 7, 9};
@@ -164,9 +164,12 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"server.listen", "a:0", "a"}, BoundCase{"server.listen", "a:0", "a:"},
         BoundCase{"server.listen", "a:0", "a:-1"}, BoundCase{"server.listen", "a:0", "a:1x"},
         BoundCase{"server.listen", "unix:/run/ferrite.sock", "unix:"},
-        BoundCase{"model.path", "/m", ""}, BoundCase{"backend.type", "cpu", "cuda"},
-        BoundCase{"backend.compute_type", "fp32", "fp16"}, BoundCase{"backend.threads", "0", "-1"},
-        BoundCase{"backend.threads", "1024", "1025"}, BoundCase{"scheduler.max_running", "1", "0"},
+        BoundCase{"model.path", "/m", ""}, BoundCase{"backend.type", "cuda", "gpu"},
+        BoundCase{"backend.compute_type", "fp16", "int8"},
+        BoundCase{"backend.gpu_memory_fraction", "1", "1.01"},
+        BoundCase{"backend.gpu_memory_fraction", "0.01", "0"},
+        BoundCase{"backend.threads", "0", "-1"}, BoundCase{"backend.threads", "1024", "1025"},
+        BoundCase{"scheduler.max_running", "1", "0"},
         BoundCase{"scheduler.max_running", "4096", "4097"},
         BoundCase{"scheduler.max_step_tokens", "1", "0"},
         BoundCase{"scheduler.max_step_tokens", "65536", "65537"},
