@@ -94,6 +94,26 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// The barrier of a cluster's threads that have not exited; shared memory written before it is seen
+// by all of them after it. Clusters exist from sm_90 on.
+__device__ __forceinline__ void SyncCluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+#endif
+}
+
+// A value of another block of the cluster, by this block's address of the same variable.
+__device__ __forceinline__ float LoadFromBlock(const float* mine, int rank) {
+  float value = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(SharedAddress(mine)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+#endif
+  return value;
+}
+
 // 2^x, flushing to zero below the normal range.
 __device__ __forceinline__ float Exp2(float x) {
   float out;

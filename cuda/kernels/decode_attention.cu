@@ -17,6 +17,8 @@ using attention::kNoMaximum;
 
 constexpr int kHeads = 8;  // query heads a block
 constexpr int kStages = 3;
+constexpr int kMaxCluster = 16;         // splits that can merge inside a cluster
+constexpr int kMaxPortableCluster = 8;  // on every chip that has clusters
 constexpr int kMergeThreads = 128;
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -51,9 +53,10 @@ struct Partials {
 };
 
 // One warp's part of the work: chunks first, first + kWarps, ... of the sequence.
-template <typename T, int kDim>
+template <typename T, int kHeadDim>
 class WarpAttention {
  public:
+  static constexpr int kDim = kHeadDim;
   static constexpr int kWarps = WarpsFor(kDim);
   using Rows = attention::TileRows<kDim>;
   static constexpr int kTileBytes = kChunk * Rows::kStride;
@@ -106,6 +109,7 @@ class WarpAttention {
 
   // weighted [kHeads, kStride] and scales [kHeads] of this warp, in shared memory.
   static constexpr int kOutStride = kDim + 4;
+  static constexpr int kMergeFloats = kWarps * kHeads * (kOutStride + 2);
   __device__ __forceinline__ void Store(float* weighted, float2* scales) const {
     const int head = lane_ % 4 * 2;
 #pragma unroll
@@ -223,40 +227,85 @@ class WarpAttention {
   float out_[kDim / 16][4] = {};
 };
 
-// Adds up the block's warps for one (head, dimension); `scales` and `weighted` as they stored them.
-template <int kWarps, int kStride>
-__device__ __forceinline__ float MergeWarps(const float* weighted, const float2* scales, int head,
-                                            int d, float2& scale) {
-  float maximum = scales[head].x;
+// Adds up what the block's warps stored and calls use(head, dimension, weighted, scale) for each.
+template <typename Warp, typename Use>
+__device__ __forceinline__ void MergeWarps(const float* weighted, const float2* scales,
+                                           int num_heads, Use use) {
+  for (int i = threadIdx.x; i < num_heads * Warp::kDim; i += Warp::kWarps * 32) {
+    const int head = i / Warp::kDim;
+    const int d = i % Warp::kDim;
+    float maximum = scales[head].x;
 #pragma unroll
-  for (int w = 1; w < kWarps; ++w) {
-    maximum = fmaxf(maximum, scales[w * kHeads + head].x);
-  }
-  float value = 0;
-  float sum = 0;
+    for (int w = 1; w < Warp::kWarps; ++w) {
+      maximum = fmaxf(maximum, scales[w * kHeads + head].x);
+    }
+    float value = 0;
+    float sum = 0;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const float2 part = scales[w * kHeads + head];
-    const float weight = attention::Exp2(part.x - maximum);
-    sum += weight * part.y;
-    value += weight * weighted[(w * kHeads + head) * kStride + d];
+    for (int w = 0; w < Warp::kWarps; ++w) {
+      const float2 part = scales[w * kHeads + head];
+      const float weight = attention::Exp2(part.x - maximum);
+      sum += weight * part.y;
+      value += weight * weighted[(w * kHeads + head) * Warp::kOutStride + d];
+    }
+    use(head, d, value, make_float2(maximum, sum));
   }
-  scale = make_float2(maximum, sum);
-  return value;
+}
+
+// Adds up the splits of a cluster, a slice of the output each. Splits without work have exited.
+template <typename T, int kDim>
+__device__ __forceinline__ void MergeCluster(float* weighted, const float2* scales, int num_heads,
+                                             int num_splits, T* out) {
+  using Warp = WarpAttention<T, kDim>;
+  // Behind what MergeWarps reads.
+  float* merged = weighted + Warp::kMergeFloats;
+  float* maxima = merged + kHeads * kDim;
+  float* sums = maxima + kHeads;
+  MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
+    merged[head * kDim + d] = value;
+    if (d == 0) {
+      maxima[head] = scale.x;
+      sums[head] = scale.y;
+    }
+  });
+  attention::SyncCluster();
+  const int threads = num_splits * Warp::kWarps * 32;
+  for (int i = blockIdx.y * Warp::kWarps * 32 + threadIdx.x; i < num_heads * kDim; i += threads) {
+    const int head = i / kDim;
+    float part_maxima[kMaxCluster];
+    float maximum = kNoMaximum;
+#pragma unroll
+    for (int s = 0; s < kMaxCluster; ++s) {
+      part_maxima[s] = s < num_splits ? attention::LoadFromBlock(maxima + head, s) : kNoMaximum;
+      maximum = fmaxf(maximum, part_maxima[s]);
+    }
+    float sum = 0;
+    float value = 0;
+#pragma unroll
+    for (int s = 0; s < kMaxCluster; ++s) {
+      if (s < num_splits) {
+        const float weight = attention::Exp2(part_maxima[s] - maximum);
+        sum += weight * attention::LoadFromBlock(sums + head, s);
+        value += weight * attention::LoadFromBlock(merged + i, s);
+      }
+    }
+    out[i] = FromFloat<T>(value / sum);
+  }
+  attention::SyncCluster();  // nobody leaves while others read its memory
 }
 
 template <typename T, int kDim>
 constexpr size_t DecodeSharedBytes() {
   using Warp = WarpAttention<T, kDim>;
   const size_t rings = size_t{Warp::kWarps} * kStages * Warp::kStageBytes;
-  const size_t merge = size_t{Warp::kWarps} * kHeads * (Warp::kOutStride + 2) * sizeof(float);
+  const size_t merge = (Warp::kMergeFloats + kHeads * (kDim + 2)) * sizeof(float);
   return std::max(rings, merge);
 }
 
 // Grid: [tiles of kHeads query heads of one kv head, splits, sequences].
 template <typename T, int kDim>
 __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
-    DecodeKernel(const __grid_constant__ AttentionArguments a, int num_splits) {
+    DecodeKernel(const __grid_constant__ AttentionArguments a, int num_splits, bool clustered) {
   using Warp = WarpAttention<T, kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
   AllowNext();
@@ -289,24 +338,23 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
   float2* scales = reinterpret_cast<float2*>(weighted + Warp::kWarps * kHeads * Warp::kOutStride);
   work.Store(weighted + warp * kHeads * Warp::kOutStride, scales + warp * kHeads);
   __syncthreads();
-  const Partials partials(a, num_splits);
-  for (int i = threadIdx.x; i < num_heads * kDim; i += Warp::kWarps * 32) {
-    const int head = i / kDim;
-    const int d = i % kDim;
-    float2 scale;
-    const float value =
-        MergeWarps<Warp::kWarps, Warp::kOutStride>(weighted, scales, head, d, scale);
-    if (range.num_splits == 1) {
-      static_cast<T*>(a.out)[(row * a.num_heads + first_head + head) * kDim + d] =
-          FromFloat<T>(value / scale.y);
-    } else {
+  T* out = static_cast<T*>(a.out) + (row * a.num_heads + first_head) * kDim;
+  if (range.num_splits == 1) {
+    MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
+      out[head * kDim + d] = FromFloat<T>(value / scale.y);
+    });
+  } else if (clustered) {
+    MergeCluster<T, kDim>(weighted, scales, num_heads, range.num_splits, out);
+  } else {
+    const Partials partials(a, num_splits);
+    MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
       const int64_t part =
           (int64_t{blockIdx.z} * a.num_heads + first_head + head) * num_splits + blockIdx.y;
       partials.weighted[part * kDim + d] = value;
       if (d == 0) {
         partials.scales[part] = scale;
       }
-    }
+    });
   }
 }
 
@@ -362,6 +410,36 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
+// LaunchOverlapped for clusters of all the splits of a context.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchClusters(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                           size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = 1;
+  attributes[1].val.clusterDim.y = grid.y;
+  attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// Whether the machine code, or the PTX that it came from, has the cluster instructions.
+template <typename Kernel>
+cudaError_t HasClusters(Kernel kernel, bool* has) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  *has = error == cudaSuccess && attributes.ptxVersion >= 90;
+  return error;
+}
+
 template <typename T, int kDim>
 cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t stream) {
   constexpr size_t kShared = DecodeSharedBytes<T, kDim>();
@@ -371,15 +449,34 @@ cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t str
       error != cudaSuccess) {
     return error;
   }
+  bool clustered = false;
+  if (num_splits > 1 && num_splits <= kMaxCluster) {
+    if (const cudaError_t error = HasClusters(kernel, &clustered); error != cudaSuccess) {
+      return error;
+    }
+  }
+  if (clustered && num_splits > kMaxPortableCluster) {
+    if (const cudaError_t error =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        error != cudaSuccess) {
+      return error;
+    }
+  }
   const int tiles = (a.num_heads / a.kv_heads + kHeads - 1) / kHeads;
   const dim3 grid(a.kv_heads * tiles, num_splits, a.num_sequences);
+  const int threads = WarpsFor(kDim) * 32;
+  if (clustered) {
+    return LaunchClusters(kernel, grid, threads, kShared, stream, a, num_splits, true);
+  }
   if (const cudaError_t error =
-          LaunchOverlapped(kernel, grid, WarpsFor(kDim) * 32, kShared, stream, a, num_splits);
-      error != cudaSuccess || num_splits == 1) {
+          LaunchOverlapped(kernel, grid, threads, kShared, stream, a, num_splits, false);
+      error != cudaSuccess) {
     return error;
   }
-  return LaunchOverlapped(MergeKernel<T, kDim>, dim3(a.num_heads, a.num_sequences), kMergeThreads,
-                          0, stream, a, num_splits);
+  return num_splits == 1
+             ? cudaSuccess
+             : LaunchOverlapped(MergeKernel<T, kDim>, dim3(a.num_heads, a.num_sequences),
+                                kMergeThreads, 0, stream, a, num_splits);
 }
 
 template <typename T>
@@ -406,12 +503,21 @@ DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t
                                int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors) {
   const int tiles = (num_heads / kv_heads + kHeads - 1) / kHeads;
   const int64_t whole = int64_t{num_sequences} * kv_heads * tiles;  // blocks without splits
-  const int64_t slots = int64_t{2} * num_multiprocessors;           // blocks at a time
   const int64_t max_chunks = (int64_t{max_kv_len} + kChunk - 1) / kChunk;
-  const int64_t limit = std::max<int64_t>(1, max_chunks / kMinChunksPerSplit);
+  const auto limit =
+      static_cast<int32_t>(std::clamp<int64_t>(max_chunks / kMinChunksPerSplit, 1, kMaxCluster));
+  // The time of the multiprocessor that gets most, in contexts; more splits must gain 5 %.
   DecodePlan plan;
-  // As many as fill the chip at once; each costs a merge, so never more.
-  plan.num_splits = static_cast<int32_t>(std::clamp<int64_t>(slots / whole, 1, limit));
+  double least = 0;
+  for (int32_t splits = 1; splits <= limit; ++splits) {
+    const int64_t blocks = whole * splits;
+    const double most =
+        static_cast<double>((blocks + num_multiprocessors - 1) / num_multiprocessors) / splits;
+    if (splits == 1 || most < 0.95 * least) {
+      least = most;
+      plan.num_splits = splits;
+    }
+  }
   if (plan.num_splits > 1) {
     plan.workspace_bytes = sizeof(float) * num_sequences * num_heads * plan.num_splits *
                            (static_cast<size_t>(head_dim) + 2);

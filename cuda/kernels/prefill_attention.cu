@@ -16,11 +16,14 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr float kLog2E = 1.4426950408889634f;
 
-// Rows of sixteen a warp (each key fragment read from shared memory serves them all) and keys a
-// tile: as large as registers and 99 KiB of shared memory allow.
-template <int kDim>
+// Sixteens of rows a warp, two where registers allow: each key fragment read from shared memory
+// serves them all.
+constexpr int MaxWarpTiles(int dim) { return dim > 128 ? 1 : 2; }
+
+// Keys a tile: as many as 99 KiB of shared memory allow.
+template <int kDim, int kTilesOfWarp>
 struct Shape {
-  static constexpr int kWarpTiles = kDim > 128 ? 1 : 2;
+  static constexpr int kWarpTiles = kTilesOfWarp;
   static constexpr int kWarpRows = kWarpTiles * 16;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kKeys = kDim > 128 ? 32 : 64;
@@ -76,10 +79,10 @@ __device__ Work FindWork(const AttentionArguments& a, int tile, int rows_per_til
 }
 
 // One block's attention. All of it is registers once inlined.
-template <typename T, int kDim>
+template <typename T, int kDim, int kWarpTiles>
 class BlockAttention {
  public:
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kWarpTiles>;
   using Rows = typename S::Rows;
   static constexpr int kTiles = S::kWarpTiles;
   static constexpr int kKeys = S::kKeys;
@@ -133,9 +136,9 @@ class BlockAttention {
   }
 
   __device__ __forceinline__ void Store() {
-    const int stride = Rows::kStride;
-    unsigned char* mine =
-        shared_ + warp_ * S::kWarpRows * stride;  // only this warp read its queries
+    // Through this warp's queries, which no other warp reads.
+    unsigned char* mine = shared_ + warp_ * S::kWarpRows * Rows::kStride;
+    __syncwarp();
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -358,34 +361,47 @@ class BlockAttention {
 };
 
 // Grid: [kv heads, tiles of rows]; the last tiles of a sequence, which see most keys, begin first.
-template <typename T, int kDim>
+template <typename T, int kDim, int kWarpTiles>
 __global__ void __launch_bounds__(kThreads)
     PrefillKernel(const __grid_constant__ AttentionArguments a) {
   extern __shared__ __align__(128) unsigned char shared[];
   AllowNext();
   WaitForPrevious();
-  const Work work = FindWork(a, static_cast<int>(gridDim.y - 1 - blockIdx.y), Shape<kDim>::kRows);
+  const Work work =
+      FindWork(a, static_cast<int>(gridDim.y - 1 - blockIdx.y), Shape<kDim, kWarpTiles>::kRows);
   if (work.sequence < 0) {
     return;
   }
-  BlockAttention<T, kDim> block(a, work, blockIdx.x, shared);
+  BlockAttention<T, kDim, kWarpTiles> block(a, work, blockIdx.x, shared);
   block.Run();
   block.Store();
 }
 
-template <typename T, int kDim>
-cudaError_t Launch(const AttentionArguments& a, int32_t num_tokens, cudaStream_t stream) {
-  using S = Shape<kDim>;
-  const auto kernel = PrefillKernel<T, kDim>;
+template <typename T, int kDim, int kWarpTiles>
+cudaError_t LaunchTiles(const AttentionArguments& a, int64_t rows, cudaStream_t stream) {
+  using S = Shape<kDim, kWarpTiles>;
+  const auto kernel = PrefillKernel<T, kDim, kWarpTiles>;
   if (const cudaError_t error = cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
       error != cudaSuccess) {
     return error;
   }
-  const int64_t rows = int64_t{num_tokens} * (a.num_heads / a.kv_heads);
   // Each sequence may end with a tile that is not full.
   const auto tiles = static_cast<unsigned>(rows / S::kRows + a.num_sequences);
   return LaunchOverlapped(kernel, dim3(a.kv_heads, tiles), kThreads, S::kSharedBytes, stream, a);
+}
+
+// Below this many full tiles, halves of them keep more warps busy than they cost in reuse: two
+// blocks for each of the about 130 multiprocessors of the chips that this is tuned for.
+constexpr int64_t kFewTiles = 256;
+
+template <typename T, int kDim>
+cudaError_t Launch(const AttentionArguments& a, int32_t num_tokens, cudaStream_t stream) {
+  constexpr int kMax = MaxWarpTiles(kDim);
+  const int64_t rows = int64_t{num_tokens} * (a.num_heads / a.kv_heads);
+  return rows * a.kv_heads < kFewTiles * Shape<kDim, kMax>::kRows
+             ? LaunchTiles<T, kDim, 1>(a, rows, stream)
+             : LaunchTiles<T, kDim, kMax>(a, rows, stream);
 }
 
 template <typename T>

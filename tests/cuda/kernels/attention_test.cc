@@ -475,15 +475,23 @@ TEST_P(AttentionTest, DecodePrefillAndPlainAgree) {
 }
 
 TEST(DecodePlanTest, FillsTheChipAndNoMore) {
-  EXPECT_EQ(PlanDecodeAttention(128, 32, 8, 128, 131072, 132).num_splits, 1);
-  EXPECT_EQ(PlanDecodeAttention(128, 32, 8, 128, 131072, 132).workspace_bytes, 0);
-  EXPECT_EQ(PlanDecodeAttention(8, 32, 8, 128, 131072, 132).num_splits, 4);
-  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 131072, 132).num_splits, 33);
-  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 131072, 132).workspace_bytes,
-            size_t{32} * 33 * 130 * 4);
+  const auto splits = [](int32_t num_sequences, int32_t max_kv_len) {
+    return PlanDecodeAttention(num_sequences, 32, 8, 128, max_kv_len, 132).num_splits;
+  };
+  EXPECT_EQ(splits(1, 131072), 16);
+  EXPECT_EQ(splits(8, 131072), 2);
+  EXPECT_EQ(splits(24, 131072), 2);  // 192 blocks on 132 multiprocessors would take two rounds
+  EXPECT_EQ(splits(32, 131072), 1);
+  EXPECT_EQ(splits(128, 131072), 1);
   // Short contexts are not cut below what a block takes at once.
-  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 128, 132).num_splits, 2);
-  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 1, 132).num_splits, 1);
+  EXPECT_EQ(splits(1, 128), 2);
+  EXPECT_EQ(splits(1, 1), 1);
+}
+
+TEST(DecodePlanTest, WorkspaceHoldsEverySplit) {
+  EXPECT_EQ(PlanDecodeAttention(128, 32, 8, 128, 131072, 132).workspace_bytes, 0u);
+  EXPECT_EQ(PlanDecodeAttention(1, 32, 8, 128, 131072, 132).workspace_bytes,
+            size_t{32} * 16 * 130 * 4);
 }
 
 }  // namespace
