@@ -1,0 +1,371 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cuda/cuda_status.h"
+#include "cuda/device.h"
+#include "cuda/memory_plan.h"
+#include "engine/model/model_tensors.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+// The batch sizes that have graphs: all powers of two to 8, then every eighth, sparser from 64 on.
+std::vector<int32_t> GraphSizes(int32_t max_sequences) {
+  std::vector<int32_t> sizes;
+  for (int32_t size = 1; size < max_sequences; size += size < 8     ? size
+                                                       : size < 64  ? 8
+                                                       : size < 256 ? 16
+                                                                    : 64) {
+    sizes.push_back(size);
+  }
+  sizes.push_back(max_sequences);
+  return sizes;
+}
+
+bool IsMostlyBf16(const Checkpoint& checkpoint) {
+  size_t total = 0;
+  size_t bf16 = 0;
+  for (const TensorView& tensor : checkpoint.tensors()) {
+    total += tensor.data.size();
+    bf16 += tensor.dtype == DType::kBF16 ? tensor.data.size() : 0;
+  }
+  return bf16 > total / 2;
+}
+
+absl::StatusOr<GpuType> ChooseType(const std::string& wanted, const Checkpoint& checkpoint) {
+  if (wanted == "fp16") {
+    return GpuType::kFp16;
+  }
+  if (wanted == "bf16") {
+    return GpuType::kBf16;
+  }
+  if (wanted == "auto") {
+    return IsMostlyBf16(checkpoint) ? GpuType::kBf16 : GpuType::kFp16;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("compute_type is \"", wanted, "\"; a GPU has auto, fp16 and bf16"));
+}
+
+absl::Status CheckOptions(const CudaBackendOptions& options, const ModelConfig& config) {
+  const struct {
+    const char* name;
+    int64_t value;
+    int64_t least;
+    int64_t most;
+  } bounds[] = {
+      {"num_blocks", options.num_blocks, 0, INT32_MAX},
+      {"block_size", options.block_size, 1, 1 << 12},
+      {"max_sequences", options.max_sequences, 1, 1 << 12},
+      {"max_step_tokens", options.max_step_tokens, options.max_sequences, 1 << 20},
+      {"max_sequence_length", options.max_sequence_length, 0, config.max_position_embeddings}};
+  for (const auto& bound : bounds) {
+    if (bound.value < bound.least || bound.value > bound.most) {
+      return absl::InvalidArgumentError(absl::StrCat(bound.name, " is ", bound.value, ", not in [",
+                                                     bound.least, ", ", bound.most, "]"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// How many KV blocks the cache has: as configured, or what fits, but no more than all sequences at
+// their longest can use.
+absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, bool tied, const BackendInfo& info,
+                                     const DeviceInfo& device, const CudaBackendOptions& options) {
+  // What CUDA takes for a captured graph, a kernel at a time; measured, and rounded up.
+  constexpr int64_t kGraphKernelBytes = 16 << 10;
+  const int64_t kernels = int64_t{8} * config.num_layers + 8;
+  const int64_t blocks_per_slot =
+      (int64_t{info.max_sequence_length} + info.block_size - 1) / info.block_size;
+  MemoryRequest request;
+  request.total = device.total_bytes;
+  request.free = device.free_bytes;
+  request.gpu_memory_fraction = options.gpu_memory_fraction;
+  request.weights = WeightFootprint(config, tied, info.max_sequence_length);
+  request.workspace = GpuForward::WorkspaceBytes(config, info, device.num_multiprocessors);
+  request.activations = GpuForward::ActivationBytes(config, info);
+  request.graphs = options.graphs ? static_cast<int64_t>(GraphSizes(info.max_sequences).size()) *
+                                        kernels * kGraphKernelBytes
+                                  : 0;
+  request.kv_block = KvBlockBytes(config, info.block_size);
+  request.min_blocks = options.num_blocks > 0 ? options.num_blocks : 1;
+  request.max_blocks =
+      options.num_blocks > 0 ? options.num_blocks : blocks_per_slot * info.max_sequences;
+  // slot_mapping counts the cache's rows in 32 bits.
+  request.max_blocks = std::min<int64_t>(request.max_blocks, INT32_MAX / info.block_size);
+  ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(request));
+  return plan.num_blocks;
+}
+
+GpuSamplingParams ToGpu(const SamplingParams& params) {
+  GpuSamplingParams gpu;
+  gpu.temperature = params.temperature;
+  gpu.top_k = params.top_k;
+  gpu.top_p = params.top_p;
+  gpu.min_p = params.min_p;
+  gpu.seed = params.seed;
+  gpu.sample_index = params.sample_index;
+  gpu.min_new_tokens = params.min_new_tokens;
+  gpu.num_end_tokens = static_cast<int32_t>(params.end_token_ids.size());
+  std::copy(params.end_token_ids.begin(), params.end_token_ids.end(), gpu.end_token_ids);
+  return gpu;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendInfo& info, Stream stream)
+    : info_(info), stream_(std::move(stream)), slots_(info) {}
+
+// The graphs and buffers die after this, when nothing runs any more.
+CudaBackend::~CudaBackend() { (void)stream_.Synchronize(); }
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
+    const ModelConfig& config, const Checkpoint& checkpoint, const CudaBackendOptions& options) {
+  ASSIGN_OR_RETURN(const GpuType type, ChooseType(options.compute_type, checkpoint));
+  ASSIGN_OR_RETURN(const ModelTensors tensors, ResolveTensors(config, checkpoint));
+  return Build(config, type, tensors.lm_head == nullptr, options,
+               [&](const GpuWeightOptions& weight_options, const Stream& stream) {
+                 return TransformerGpuWeights::Create(config, tensors, weight_options, stream);
+               });
+}
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::CreateRandom(
+    const ModelConfig& config, GpuType type, const CudaBackendOptions& options) {
+  return Build(config, type, config.tie_word_embeddings, options,
+               [&](const GpuWeightOptions& weight_options, const Stream& stream) {
+                 return TransformerGpuWeights::Random(config, weight_options, /*seed=*/1, stream);
+               });
+}
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(const ModelConfig& config,
+                                                                GpuType type, bool tied,
+                                                                const CudaBackendOptions& options,
+                                                                const LoadWeights& load) {
+  RETURN_IF_ERROR(CheckOptions(options, config));
+  ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(options.device));
+  ASSIGN_OR_RETURN(Stream stream, Stream::Create(options.device));
+  RETURN_IF_ERROR(stream.MakeDeviceCurrent());
+  BackendInfo info{.device = absl::StrCat("cuda:", options.device),
+                   .compute_type = type == GpuType::kFp16 ? "fp16" : "bf16",
+                   .num_blocks = options.num_blocks,
+                   .block_size = options.block_size,
+                   .max_sequences = options.max_sequences,
+                   .max_step_tokens = options.max_step_tokens,
+                   .max_sequence_length = options.max_sequence_length > 0
+                                              ? options.max_sequence_length
+                                              : config.max_position_embeddings,
+                   .vocab_size = config.vocab_size,
+                   .num_parameters = 0,
+                   .pipeline_depth = 2};
+  ASSIGN_OR_RETURN(info.num_blocks, PlanKvBlocks(config, tied, info, device, options));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(info, std::move(stream)));
+  GpuWeightOptions weight_options;
+  weight_options.type = type;
+  weight_options.max_positions = info.max_sequence_length;
+  weight_options.progress = options.progress;
+  ASSIGN_OR_RETURN(TransformerGpuWeights weights, load(weight_options, backend->stream_));
+  backend->weights_ = std::make_unique<TransformerGpuWeights>(std::move(weights));
+  backend->info_.num_parameters = backend->weights_->num_parameters;
+  ASSIGN_OR_RETURN(backend->forward_, GpuForward::Create(config, backend->info_, *backend->weights_,
+                                                         backend->stream_));
+  RETURN_IF_ERROR(backend->AllocateSteps());
+  if (options.graphs) {
+    RETURN_IF_ERROR(backend->CaptureGraphs());
+  }
+  RETURN_IF_ERROR(backend->stream_.Synchronize());
+  return backend;
+}
+
+absl::Status CudaBackend::AllocateSteps() {
+  const int device = stream_.device();
+  const StepShape most{.tokens = info_.max_step_tokens,
+                       .sequences = info_.max_sequences,
+                       .samples = info_.max_sequences};
+  // Every entry of every block table, at most: a step names none twice.
+  const int64_t changes = int64_t{info_.max_sequences} * forward_->blocks_per_slot();
+  ASSIGN_OR_RETURN(inputs_, DeviceBuffer<int32_t>::Create(device, most.words(), "step inputs"));
+  ASSIGN_OR_RETURN(table_changes_,
+                   DeviceBuffer<TableChange>::Create(device, changes, "block table changes"));
+  ASSIGN_OR_RETURN(params_, DeviceBuffer<GpuSamplingParams>::Create(device, info_.max_sequences,
+                                                                    "sampling parameters"));
+  ASSIGN_OR_RETURN(param_slots_,
+                   DeviceBuffer<int32_t>::Create(device, info_.max_sequences, "step inputs"));
+  for (InFlight& flight : flights_) {
+    ASSIGN_OR_RETURN(flight.inputs, PinnedBuffer<int32_t>::Create(most.words(), "step inputs"));
+    ASSIGN_OR_RETURN(flight.table_changes,
+                     PinnedBuffer<TableChange>::Create(changes, "block table changes"));
+    ASSIGN_OR_RETURN(flight.params, PinnedBuffer<GpuSamplingParams>::Create(info_.max_sequences,
+                                                                            "sampling parameters"));
+    ASSIGN_OR_RETURN(flight.param_slots,
+                     PinnedBuffer<int32_t>::Create(info_.max_sequences, "step inputs"));
+    ASSIGN_OR_RETURN(flight.tokens,
+                     PinnedBuffer<int32_t>::Create(info_.max_sequences, "sampled tokens"));
+    ASSIGN_OR_RETURN(Event done, Event::Create(device));
+    flight.done = std::make_unique<Event>(std::move(done));
+  }
+  return absl::OkStatus();
+}
+
+// Each size runs once before it is captured, on a batch of nothing but padding, so that kernels are
+// loaded and cuBLAS has made up its mind.
+absl::Status CudaBackend::CaptureGraphs() {
+  for (const int32_t size : GraphSizes(info_.max_sequences)) {
+    const StepShape shape{.tokens = size, .sequences = size, .samples = size};
+    const StepInputs host = StepInputs::At(flights_[0].inputs.data(), shape);
+    Batch padding;
+    padding.Clear();
+    FillStepInputs(padding, shape, host);
+    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flights_[0].inputs.data(),
+                                                 shape.words() * sizeof(int32_t),
+                                                 cudaMemcpyHostToDevice, stream_.get()));
+    const GpuStep step{
+        .inputs = StepInputs::At(inputs_.data(), shape), .shape = shape, .num_decodes = size};
+    RETURN_IF_ERROR(forward_->Enqueue(step));
+    RETURN_IF_ERROR(stream_.Synchronize());
+    ASSIGN_OR_RETURN(Graph graph, Graph::Capture(stream_, [&] { return forward_->Enqueue(step); }));
+    RETURN_IF_ERROR(graph.Upload(stream_));
+    graphs_.push_back({size, step, std::move(graph)});
+  }
+  return absl::OkStatus();
+}
+
+// The smallest graph that holds a step in which every sequence has one token and samples one.
+const CudaBackend::DecodeGraph* CudaBackend::FindGraph(const Batch& batch) const {
+  const int32_t size = batch.num_sequences();
+  if (batch.num_tokens() != size || batch.num_samples() != size) {
+    return nullptr;
+  }
+  const auto graph = std::lower_bound(
+      graphs_.begin(), graphs_.end(), size,
+      [](const DecodeGraph& candidate, int32_t wanted) { return candidate.batch_size < wanted; });
+  return graph == graphs_.end() ? nullptr : &*graph;
+}
+
+absl::Status CudaBackend::Launch(const Batch& batch) {
+  if (launched_ - waited_ == flights_.size()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", batch.step, " launched with two steps outstanding"));
+  }
+  RETURN_IF_ERROR(stream_.MakeDeviceCurrent());
+  RETURN_IF_ERROR(slots_.Apply(batch));
+  RETURN_IF_ERROR(slots_.Check(batch, last_samples_));
+  InFlight& flight = Flight(launched_);
+  flight.step = batch.step;
+  flight.num_samples = batch.num_samples();
+  RETURN_IF_ERROR(UploadChanges(batch, &flight));
+  if (!batch.empty()) {
+    RETURN_IF_ERROR(EnqueueStep(batch, &flight));
+  }
+  if (flight.num_samples > 0) {
+    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(flight.tokens.data(), forward_->sampled(),
+                                                 flight.num_samples * sizeof(int32_t),
+                                                 cudaMemcpyDeviceToHost, stream_.get()));
+  }
+  RETURN_IF_ERROR(flight.done->Record(stream_));
+  last_samples_ = flight.num_samples;
+  ++launched_;
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::UploadChanges(const Batch& batch, InFlight* flight) {
+  const auto num_params = static_cast<int32_t>(batch.slot_assignments.size());
+  const auto num_tables = static_cast<int32_t>(batch.block_table_changes.size());
+  if (num_params == 0 && num_tables == 0) {
+    return absl::OkStatus();
+  }
+  if (num_params > info_.max_sequences || num_tables > flight->table_changes.size()) {
+    return absl::InternalError(absl::StrCat("step ", batch.step, ": ", num_params,
+                                            " slot assignments and ", num_tables,
+                                            " block table changes are more than there are slots"));
+  }
+  for (int32_t i = 0; i < num_params; ++i) {
+    const SlotAssignment& assignment = batch.slot_assignments[i];
+    if (assignment.params->end_token_ids.size() > GpuSamplingParams::kMaxEndTokens) {
+      return absl::InternalError(absl::StrCat(
+          "step ", batch.step, ": a sequence has ", assignment.params->end_token_ids.size(),
+          " end tokens; the most are ", GpuSamplingParams::kMaxEndTokens));
+    }
+    flight->params.data()[i] = ToGpu(*assignment.params);
+    flight->param_slots.data()[i] = assignment.slot.value;
+  }
+  for (int32_t i = 0; i < num_tables; ++i) {
+    const BlockTableChange& change = batch.block_table_changes[i];
+    flight->table_changes.data()[i] = {change.slot.value, change.index, change.block.value};
+  }
+  const auto copy = [this](void* to, const void* from, size_t bytes) {
+    return bytes == 0 ? cudaSuccess
+                      : cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_.get());
+  };
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      copy(params_.data(), flight->params.data(), num_params * sizeof(GpuSamplingParams)));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      copy(param_slots_.data(), flight->param_slots.data(), num_params * sizeof(int32_t)));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      copy(table_changes_.data(), flight->table_changes.data(), num_tables * sizeof(TableChange)));
+  const SlotChanges changes{.tables = table_changes_.data(),
+                            .num_tables = num_tables,
+                            .params = params_.data(),
+                            .param_slots = param_slots_.data(),
+                            .num_params = num_params};
+  return CudaStatus(ApplySlotChanges(changes, forward_->blocks_per_slot(), forward_->block_tables(),
+                                     forward_->params(), stream_.get()),
+                    "ApplySlotChanges");
+}
+
+absl::Status CudaBackend::EnqueueStep(const Batch& batch, InFlight* flight) {
+  const DecodeGraph* graph = FindGraph(batch);
+  const StepShape shape = graph != nullptr ? graph->step.shape
+                                           : StepShape{.tokens = batch.num_tokens(),
+                                                       .sequences = batch.num_sequences(),
+                                                       .samples = batch.num_samples()};
+  FillStepInputs(batch, shape, StepInputs::At(flight->inputs.data(), shape));
+  FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flight->inputs.data(),
+                                               shape.words() * sizeof(int32_t),
+                                               cudaMemcpyHostToDevice, stream_.get()));
+  if (graph != nullptr) {
+    ++counters_.graph_steps;
+    return graph->graph.Launch(stream_);
+  }
+  ++counters_.eager_steps;
+  GpuStep step{.inputs = StepInputs::At(inputs_.data(), shape), .shape = shape, .num_decodes = 0};
+  while (step.num_decodes < shape.sequences &&
+         batch.cu_seqlens[step.num_decodes + 1] == step.num_decodes + 1) {
+    ++step.num_decodes;
+  }
+  return forward_->Enqueue(step);
+}
+
+absl::Status CudaBackend::Wait(StepResult* result) {
+  if (waited_ == launched_) {
+    return absl::FailedPreconditionError("no step is outstanding");
+  }
+  InFlight& flight = Flight(waited_);
+  ++waited_;
+  RETURN_IF_ERROR(flight.done->Synchronize());
+  read_samples_ = flight.num_samples;
+  result->step = flight.step;
+  result->token_ids.assign(flight.tokens.data(), flight.tokens.data() + flight.num_samples);
+  result->row_offsets.resize(flight.num_samples + 1);
+  for (int32_t row = 0; row <= flight.num_samples; ++row) {
+    result->row_offsets[row] = row;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<float>> CudaBackend::ReadLogits() const {
+  if (waited_ != launched_) {
+    return absl::FailedPreconditionError("a step is outstanding");
+  }
+  std::vector<float> logits(static_cast<size_t>(read_samples_) * info_.vocab_size);
+  FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(logits.data(), forward_->logits(),
+                                               logits.size() * sizeof(float),
+                                               cudaMemcpyDeviceToHost, stream_.get()));
+  RETURN_IF_ERROR(stream_.Synchronize());
+  return logits;
+}
+
+}  // namespace ferrite

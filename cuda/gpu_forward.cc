@@ -1,0 +1,359 @@
+#include "cuda/gpu_forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "cuda/cuda_status.h"
+#include "cuda/device.h"
+#include "cuda/kernels/embedding.h"
+#include "cuda/kernels/prepare_heads.h"
+#include "cuda/kernels/rms_norm.h"
+#include "cuda/kernels/silu_mul.h"
+#include "cuda/kernels/step.h"
+#include "cuda/kernels/stream_matmul.h"
+#include "cuda/memory_plan.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+using Epilogue = StreamMatmulArguments::Epilogue;
+
+// Up to here every block of a product works the norm out for itself; beyond, one kernel for all.
+constexpr int32_t kMaxFusedNormRows = 4;
+
+// The streaming kernel loads eight inputs at a time.
+bool CanStream(int32_t rows, const DenseLinear& linear) {
+  return rows <= kMaxStreamRows && linear.inputs % 8 == 0;
+}
+
+int32_t QkvSize(const ModelConfig& config) { return config.q_size() + 2 * config.kv_size(); }
+
+// The batch sizes whose plans bound the attention workspace: it grows with both.
+size_t AttentionWorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
+                               int32_t num_multiprocessors) {
+  size_t bytes = 0;
+  for (int32_t sequences = 1; sequences <= info.max_sequences; ++sequences) {
+    const DecodePlan plan =
+        PlanDecodeAttention(sequences, config.num_heads, config.num_kv_heads, config.head_dim,
+                            info.max_sequence_length, num_multiprocessors);
+    bytes = std::max(bytes, plan.workspace_bytes);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+GpuForward::GpuForward(const ModelConfig& config, const BackendInfo& info,
+                       const TransformerGpuWeights& weights, const Stream& stream)
+    : config_(config),
+      info_(info),
+      weights_(weights),
+      stream_(stream),
+      type_(weights.embed_table.type()),
+      blocks_per_slot_((info.max_sequence_length + info.block_size - 1) / info.block_size) {}
+
+absl::StatusOr<std::unique_ptr<GpuForward>> GpuForward::Create(const ModelConfig& config,
+                                                               const BackendInfo& info,
+                                                               const TransformerGpuWeights& weights,
+                                                               const Stream& stream) {
+  RETURN_IF_ERROR(stream.MakeDeviceCurrent());
+  ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(stream.device()));
+  std::unique_ptr<GpuForward> pass(new GpuForward(config, info, weights, stream));
+  pass->num_multiprocessors_ = device.num_multiprocessors;
+  ASSIGN_OR_RETURN(pass->matmul_, GpuMatmul::Create(pass->type_, stream));
+  RETURN_IF_ERROR(pass->Allocate());
+  RETURN_IF_ERROR(pass->SizeScratch());
+  return pass;
+}
+
+int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo& info) {
+  const int64_t tokens = std::max(info.max_step_tokens, info.max_sequences);
+  const int64_t sixteen_bit = int64_t{config.hidden_size} + QkvSize(config) + config.q_size() +
+                              3 * int64_t{config.intermediate_size};
+  const int64_t blocks_per_slot =
+      (info.max_sequence_length + info.block_size - 1) / info.block_size;
+  return tokens * (int64_t{4} * config.hidden_size + 2 * sixteen_bit) +
+         int64_t{info.max_sequences} * (int64_t{4} * config.vocab_size + 4 * blocks_per_slot +
+                                        static_cast<int64_t>(sizeof(GpuSamplingParams)));
+}
+
+int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
+                                   int32_t num_multiprocessors) {
+  // The partial sums of our products: generously, since their sizes depend on the device.
+  constexpr int64_t kPartials = int64_t{16} << 20;
+  return GpuMatmul::kWorkspaceBytes + kPartials +
+         static_cast<int64_t>(AttentionWorkspaceBytes(config, info, num_multiprocessors) +
+                              SampleWorkspaceBytes(info.max_sequences, config.vocab_size));
+}
+
+absl::Status GpuForward::Allocate() {
+  const int device = stream_.device();
+  const int64_t tokens = std::max(info_.max_step_tokens, info_.max_sequences);
+  const int64_t sequences = info_.max_sequences;
+  const int64_t cache = KvBlockBytes(config_, info_.block_size) / 2 /
+                        static_cast<int64_t>(kGpuTypeSize) * info_.num_blocks;
+  const auto halves = [&](DeviceBuffer<uint16_t>& buffer, int64_t size, const char* what) {
+    auto created = DeviceBuffer<uint16_t>::Create(device, size, what);
+    RETURN_IF_ERROR(created.status());
+    buffer = *std::move(created);
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(halves(k_cache_, cache, "the keys"));
+  RETURN_IF_ERROR(halves(v_cache_, cache, "the values"));
+  RETURN_IF_ERROR(halves(normed_, tokens * config_.hidden_size, "activations"));
+  RETURN_IF_ERROR(halves(qkv_, tokens * QkvSize(config_), "activations"));
+  RETURN_IF_ERROR(halves(attended_, tokens * config_.q_size(), "activations"));
+  RETURN_IF_ERROR(halves(gate_up_, tokens * 2 * config_.intermediate_size, "activations"));
+  RETURN_IF_ERROR(halves(activated_, tokens * config_.intermediate_size, "activations"));
+  ASSIGN_OR_RETURN(
+      residual_, DeviceBuffer<float>::Create(device, tokens * config_.hidden_size, "activations"));
+  ASSIGN_OR_RETURN(logits_,
+                   DeviceBuffer<float>::Create(device, sequences * config_.vocab_size, "logits"));
+  ASSIGN_OR_RETURN(sampled_, DeviceBuffer<int32_t>::Create(device, sequences, "sampled tokens"));
+  ASSIGN_OR_RETURN(block_tables_, DeviceBuffer<int32_t>::Create(
+                                      device, sequences * blocks_per_slot_, "block tables"));
+  ASSIGN_OR_RETURN(
+      params_, DeviceBuffer<GpuSamplingParams>::Create(device, sequences, "sampling parameters"));
+  // Padded rows of a graph attend to nothing, and their results are never written: what later
+  // kernels read of them must still be numbers. Zeros are read before anything is written too.
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(attended_.data(), 0, attended_.bytes(), stream_.get()));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(sampled_.data(), 0, sampled_.bytes(), stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status GpuForward::SizeScratch() {
+  const int device = stream_.device();
+  ASSIGN_OR_RETURN(
+      attention_workspace_,
+      DeviceBuffer<float>::Create(
+          device,
+          static_cast<int64_t>(AttentionWorkspaceBytes(config_, info_, num_multiprocessors_) /
+                               sizeof(float)),
+          "attention's workspace"));
+  ASSIGN_OR_RETURN(sample_workspace_,
+                   DeviceMemory::Create(device,
+                                        static_cast<int64_t>(SampleWorkspaceBytes(
+                                            info_.max_sequences, config_.vocab_size)),
+                                        "sampling's workspace"));
+  StreamMatmulScratch most;
+  const LayerWeights& layer = weights_.layers.front();
+  for (const DenseLinear& linear : {Dense(layer.qkv), Dense(layer.o), Dense(layer.gate_up),
+                                    Dense(layer.down), Dense(weights_.lm_head)}) {
+    for (int32_t rows = 1; CanStream(rows, linear); ++rows) {
+      for (const bool norm : {false, true}) {
+        StreamMatmulArguments arguments;
+        arguments.type = type_;
+        arguments.rows = rows;
+        arguments.inputs = linear.inputs;
+        arguments.outputs = linear.outputs;
+        arguments.weight = linear.weight;
+        if (norm) {
+          arguments.residual = residual_.data();
+        } else {
+          arguments.x = normed_.data();
+        }
+        StreamMatmulScratch scratch;
+        FERRITE_RETURN_IF_CUDA_ERROR(SizeStreamMatmulScratch(arguments, &scratch));
+        most.partials = std::max(most.partials, scratch.partials);
+        most.counters = std::max(most.counters, scratch.counters);
+      }
+    }
+  }
+  ASSIGN_OR_RETURN(partials_, DeviceBuffer<float>::Create(
+                                  device, static_cast<int64_t>(most.partials), "matmul scratch"));
+  ASSIGN_OR_RETURN(counters_, DeviceBuffer<int32_t>::Create(
+                                  device, static_cast<int64_t>(most.counters), "matmul scratch"));
+  if (!counters_.empty()) {
+    FERRITE_RETURN_IF_CUDA_ERROR(
+        cudaMemsetAsync(counters_.data(), 0, counters_.bytes(), stream_.get()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GpuForward::Enqueue(const GpuStep& step) const {
+  const StepInputs& inputs = step.inputs;
+  FERRITE_RETURN_IF_CUDA_ERROR(ResolveInputs(inputs.input_rows, inputs.cu_seqlens,
+                                             step.shape.sequences, sampled_.data(),
+                                             inputs.token_ids, stream_.get()));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      GatherEmbeddings(type_, weights_.embed_table.data(), inputs.token_ids, step.shape.tokens,
+                       config_.hidden_size, residual_.data(), stream_.get()));
+  for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
+    RETURN_IF_ERROR(EnqueueLayer(step, layer));
+  }
+  return EnqueueSampling(step);
+}
+
+absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const {
+  const LayerWeights& weights = weights_.layers[layer];
+  const int32_t rows = step.shape.tokens;
+  RETURN_IF_ERROR(NormedProduct(rows, weights.input_norm.data(), Dense(weights.qkv),
+                                Epilogue::kStore, qkv_.data()));
+  RETURN_IF_ERROR(EnqueueAttention(step, layer));
+  RETURN_IF_ERROR(AddProduct(rows, attended_.data(), Dense(weights.o)));
+  const DenseLinear gate_up = Dense(weights.gate_up);
+  if (CanStream(rows, gate_up)) {
+    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), gate_up, Epilogue::kSiluMul,
+                                  activated_.data()));
+  } else {
+    RETURN_IF_ERROR(
+        NormedProduct(rows, weights.post_norm.data(), gate_up, Epilogue::kStore, gate_up_.data()));
+    FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), rows, config_.intermediate_size,
+                                         activated_.data(), stream_.get()));
+  }
+  return AddProduct(rows, activated_.data(), Dense(weights.down));
+}
+
+absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) const {
+  const LayerWeights& weights = weights_.layers[layer];
+  const StepInputs& inputs = step.inputs;
+  const int64_t layer_size = k_cache_.size() / config_.num_layers;
+  PrepareHeadsArguments heads;
+  heads.type = type_;
+  heads.qkv = qkv_.data();
+  heads.positions = inputs.positions;
+  heads.slot_mapping = inputs.slot_mapping;
+  heads.cosines = weights_.rope_cos.data();
+  heads.sines = weights_.rope_sin.data();
+  heads.q_norm = weights.q_norm.data();
+  heads.k_norm = weights.k_norm.data();
+  heads.epsilon = config_.rms_norm_eps;
+  heads.num_tokens = step.shape.tokens;
+  heads.num_heads = config_.num_heads;
+  heads.kv_heads = config_.num_kv_heads;
+  heads.head_dim = config_.head_dim;
+  heads.block_size = info_.block_size;
+  heads.k_cache = k_cache_.data() + layer * layer_size;
+  heads.v_cache = v_cache_.data() + layer * layer_size;
+  FERRITE_RETURN_IF_CUDA_ERROR(PrepareHeads(heads, stream_.get()));
+
+  AttentionArguments attention;
+  attention.type = type_;
+  attention.qkv = qkv_.data();
+  attention.k_cache = heads.k_cache;
+  attention.v_cache = heads.v_cache;
+  attention.block_tables = block_tables_.data();
+  attention.blocks_per_slot = blocks_per_slot_;
+  attention.seq_slots = inputs.seq_slots;
+  attention.kv_lens = inputs.kv_lens;
+  attention.cu_seqlens = inputs.cu_seqlens;
+  attention.num_heads = config_.num_heads;
+  attention.kv_heads = config_.num_kv_heads;
+  attention.head_dim = config_.head_dim;
+  attention.block_size = info_.block_size;
+  attention.window = config_.windows[layer];
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  attention.out = attended_.data();
+  attention.workspace = attention_workspace_.data();
+  if (step.num_decodes > 0) {
+    attention.num_sequences = step.num_decodes;
+    const DecodePlan plan =
+        PlanDecodeAttention(step.num_decodes, config_.num_heads, config_.num_kv_heads,
+                            config_.head_dim, info_.max_sequence_length, num_multiprocessors_);
+    FERRITE_RETURN_IF_CUDA_ERROR(DecodeAttention(attention, plan, stream_.get()));
+  }
+  if (step.num_decodes < step.shape.sequences) {
+    attention.first_sequence = step.num_decodes;
+    attention.num_sequences = step.shape.sequences - step.num_decodes;
+    FERRITE_RETURN_IF_CUDA_ERROR(
+        PrefillAttention(attention, step.shape.tokens - step.num_decodes, stream_.get()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
+  const int32_t rows = step.shape.samples;
+  if (rows == 0) {
+    return absl::OkStatus();
+  }
+  RmsNormArguments norm;
+  norm.type = type_;
+  norm.residual = residual_.data();
+  norm.rows = step.inputs.sample_tokens;
+  norm.weight = weights_.final_norm.data();
+  norm.epsilon = config_.rms_norm_eps;
+  norm.num_rows = rows;
+  norm.hidden = config_.hidden_size;
+  norm.out = normed_.data();
+  FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
+  const DenseLinear head = Dense(weights_.lm_head);
+  if (CanStream(rows, head)) {
+    StreamMatmulArguments product;
+    product.rows = rows;
+    product.x = normed_.data();
+    product.epilogue = Epilogue::kFp32;
+    product.y = logits_.data();
+    RETURN_IF_ERROR(Stream16(product, head));
+  } else {
+    RETURN_IF_ERROR(matmul_.StoreFp32(normed_.data(), rows, head, /*add=*/false, logits_.data()));
+  }
+  SampleArguments sample;
+  sample.logits = logits_.data();
+  sample.num_rows = rows;
+  sample.vocab_size = config_.vocab_size;
+  sample.params = params_.data();
+  sample.row_slots = step.inputs.row_slots;
+  sample.output_indices = step.inputs.output_indices;
+  sample.tokens = sampled_.data();
+  sample.workspace = sample_workspace_.data();
+  return CudaStatus(SampleTokens(sample, stream_.get()), "SampleTokens");
+}
+
+absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight,
+                                       const DenseLinear& linear, Epilogue epilogue,
+                                       void* out) const {
+  StreamMatmulArguments product;
+  product.rows = rows;
+  product.epilogue = epilogue;
+  product.y = out;
+  if (rows <= kMaxFusedNormRows && CanStream(rows, linear)) {
+    product.residual = residual_.data();
+    product.norm_weight = norm_weight;
+    product.epsilon = config_.rms_norm_eps;
+    return Stream16(product, linear);
+  }
+  RmsNormArguments norm;
+  norm.type = type_;
+  norm.residual = residual_.data();
+  norm.weight = norm_weight;
+  norm.epsilon = config_.rms_norm_eps;
+  norm.num_rows = rows;
+  norm.hidden = config_.hidden_size;
+  norm.out = normed_.data();
+  FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
+  if (CanStream(rows, linear)) {
+    product.x = normed_.data();
+    return Stream16(product, linear);
+  }
+  return matmul_.Store(normed_.data(), rows, linear, out);
+}
+
+absl::Status GpuForward::AddProduct(int32_t rows, const void* x, const DenseLinear& linear) const {
+  if (!CanStream(rows, linear)) {
+    return matmul_.StoreFp32(x, rows, linear, /*add=*/true, residual_.data());
+  }
+  StreamMatmulArguments product;
+  product.rows = rows;
+  product.x = x;
+  product.epilogue = Epilogue::kAdd;
+  product.y = residual_.data();
+  return Stream16(product, linear);
+}
+
+absl::Status GpuForward::Stream16(StreamMatmulArguments arguments,
+                                  const DenseLinear& linear) const {
+  arguments.type = type_;
+  arguments.inputs = linear.inputs;
+  arguments.outputs = linear.outputs;
+  arguments.weight = linear.weight;
+  arguments.bias = linear.bias;
+  arguments.partials = partials_.data();
+  arguments.counters = counters_.data();
+  return CudaStatus(StreamMatmul(arguments, stream_.get()), "StreamMatmul");
+}
+
+}  // namespace ferrite

@@ -1,0 +1,103 @@
+// One ragged forward pass of a decoder-only transformer on a GPU, sampling included.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cuda/device_buffer.h"
+#include "cuda/gpu_matmul.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/sample.h"
+#include "cuda/kernels/stream_matmul.h"
+#include "cuda/step_inputs.h"
+#include "cuda/stream.h"
+#include "cuda/transformer_gpu_weights.h"
+#include "engine/backend.h"
+#include "engine/model/model_config.h"
+
+namespace ferrite {
+
+// What a step is, as far as it is fixed when a graph is captured.
+struct GpuStep {
+  StepInputs inputs;  // on the device
+  StepShape shape;
+  // The first so many sequences have one token each; the others any number.
+  int32_t num_decodes = 0;
+};
+
+// Owns the KV cache, the slots' block tables and sampling parameters, and every buffer a step
+// needs. All work goes to one stream; nothing is allocated or waited for once created. Must die
+// after its stream's work has ended (stream.h).
+class GpuForward {
+ public:
+  // `info` has the sizes. `weights` and `stream` must outlive the pass.
+  static absl::StatusOr<std::unique_ptr<GpuForward>> Create(const ModelConfig& config,
+                                                            const BackendInfo& info,
+                                                            const TransformerGpuWeights& weights,
+                                                            const Stream& stream);
+
+  // For planning memory: the buffers of the largest step, and what cuBLAS, attention, sampling and
+  // our products use besides.
+  static int64_t ActivationBytes(const ModelConfig& config, const BackendInfo& info);
+  static int64_t WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
+                                int32_t num_multiprocessors);
+
+  // Enqueues the whole step: row r's token goes to sampled()[r].
+  absl::Status Enqueue(const GpuStep& step) const;
+
+  int32_t* sampled() const { return sampled_.data(); }    // [max_sequences]
+  const float* logits() const { return logits_.data(); }  // [max_sequences, vocab]
+  int32_t* block_tables() const {
+    return block_tables_.data();
+  }  // [max_sequences, blocks_per_slot]
+  int32_t blocks_per_slot() const { return blocks_per_slot_; }
+  GpuSamplingParams* params() const { return params_.data(); }  // [max_sequences]
+
+ private:
+  GpuForward(const ModelConfig& config, const BackendInfo& info,
+             const TransformerGpuWeights& weights, const Stream& stream);
+
+  absl::Status Allocate();
+  absl::Status SizeScratch();
+  absl::Status EnqueueLayer(const GpuStep& step, int32_t layer) const;
+  absl::Status EnqueueAttention(const GpuStep& step, int32_t layer) const;
+  absl::Status EnqueueSampling(const GpuStep& step) const;
+  // out = norm(residual) W^T + b, by the way that suits the number of rows.
+  absl::Status NormedProduct(int32_t rows, const float* norm_weight, const DenseLinear& linear,
+                             StreamMatmulArguments::Epilogue epilogue, void* out) const;
+  // residual += x W^T + b.
+  absl::Status AddProduct(int32_t rows, const void* x, const DenseLinear& linear) const;
+  absl::Status Stream16(StreamMatmulArguments arguments, const DenseLinear& linear) const;
+
+  ModelConfig config_;
+  BackendInfo info_;
+  const TransformerGpuWeights& weights_;
+  const Stream& stream_;
+  GpuType type_;
+  int32_t blocks_per_slot_;
+  int32_t num_multiprocessors_ = 0;
+  GpuMatmul matmul_;
+
+  DeviceBuffer<uint16_t> k_cache_;  // [num_layers, num_blocks, kv_heads, block_size, head_dim]
+  DeviceBuffer<uint16_t> v_cache_;
+  DeviceBuffer<int32_t> block_tables_;
+  DeviceBuffer<GpuSamplingParams> params_;
+  // T is max_step_tokens, S max_sequences.
+  DeviceBuffer<float> residual_;      // [T, hidden]
+  DeviceBuffer<uint16_t> normed_;     // [max(T, S), hidden]
+  DeviceBuffer<uint16_t> qkv_;        // [T, q_size + 2 kv_size]
+  DeviceBuffer<uint16_t> attended_;   // [T, q_size]
+  DeviceBuffer<uint16_t> gate_up_;    // [T, 2 intermediate]
+  DeviceBuffer<uint16_t> activated_;  // [T, intermediate]
+  DeviceBuffer<float> logits_;        // [S, vocab]
+  DeviceBuffer<int32_t> sampled_;     // [S]
+  DeviceBuffer<float> attention_workspace_;
+  DeviceMemory sample_workspace_;
+  DeviceBuffer<float> partials_;    // StreamMatmul's
+  DeviceBuffer<int32_t> counters_;  // StreamMatmul's
+};
+
+}  // namespace ferrite
