@@ -74,4 +74,38 @@ __device__ __forceinline__ void StoreVector(const float (&values)[8], T* to) {
   *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// Four values, 16-bit at an 8-byte aligned address or fp32 at a 16-byte aligned one.
+template <typename T>
+__device__ __forceinline__ void LoadVector(const T* from, float (&out)[4]) {
+  using Pair = typename PairOf<T>::Type;
+  const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  const float2 first = ToFloat2(reinterpret_cast<const Pair&>(bits.x));
+  const float2 second = ToFloat2(reinterpret_cast<const Pair&>(bits.y));
+  out[0] = first.x;
+  out[1] = first.y;
+  out[2] = second.x;
+  out[3] = second.y;
+}
+template <>
+__device__ __forceinline__ void LoadVector<float>(const float* from, float (&out)[4]) {
+  const float4 values = *reinterpret_cast<const float4*>(from);
+  out[0] = values.x;
+  out[1] = values.y;
+  out[2] = values.z;
+  out[3] = values.w;
+}
+
+template <typename T>
+__device__ __forceinline__ void StoreVector(const float (&values)[4], T* to) {
+  using Pair = typename PairOf<T>::Type;
+  const Pair first = FromFloat2(make_float2(values[0], values[1]), static_cast<Pair*>(nullptr));
+  const Pair second = FromFloat2(make_float2(values[2], values[3]), static_cast<Pair*>(nullptr));
+  *reinterpret_cast<uint2*>(to) = make_uint2(reinterpret_cast<const uint32_t&>(first),
+                                             reinterpret_cast<const uint32_t&>(second));
+}
+template <>
+__device__ __forceinline__ void StoreVector<float>(const float (&values)[4], float* to) {
+  *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+}
+
 }  // namespace ferrite
