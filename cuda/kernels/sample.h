@@ -24,17 +24,22 @@ struct GpuSamplingParams {
 };
 
 struct SampleArguments {
-  const float* logits = nullptr;  // [num_rows, vocab_size] fp32, left as they are
-  int32_t num_rows = 0;
-  int32_t vocab_size = 0;
+  const float* logits = nullptr;              // [num_rows, vocab_size] fp32, left as they are
+  int32_t num_rows = 0;                       // at most 65535
+  int32_t vocab_size = 0;                     // at most 2^18
   const GpuSamplingParams* params = nullptr;  // [max_sequences]
   const int32_t* row_slots = nullptr;         // [num_rows] index into params; -1: no row
   const int32_t* output_indices = nullptr;    // [num_rows]
-  int32_t* tokens = nullptr;                  // [num_rows]
-  void* workspace = nullptr;                  // SampleWorkspaceBytes
+  int32_t* tokens = nullptr;                  // [num_rows]; that of no row stays as it is
+  void* workspace = nullptr;                  // SampleWorkspaceBytes, whatever is in them
 };
 
+// Workspace for up to `max_rows` rows.
 size_t SampleWorkspaceBytes(int32_t max_rows, int32_t vocab_size);
+
+// A row's result depends on that row alone: sums are of integers, the same in any order. Greedy
+// rows read their logits once; the others once more for a histogram of the weights, and then once
+// or twice for each of top_k, top_p, min_p and the draw.
 cudaError_t SampleTokens(const SampleArguments& arguments, cudaStream_t stream);
 
 }  // namespace ferrite

@@ -1,0 +1,324 @@
+// Draws one row's token from the histogram of its weights.
+//
+// Nothing is sorted. In the order of sampler.h (likeliest first) every question is the same one:
+// which is the first token where the running sum, of weights or of ones, reaches a goal? A
+// histogram over distances finds the bin, further ones over the keys in that bin narrow it down to
+// one key, and a key's tokens weigh the same. top_k, top_p and min_p each give the weight that
+// would be kept; the least of them is what the draw is a part of.
+#pragma once
+
+#include "cuda/kernels/sample_parts.cuh"
+
+namespace ferrite::sampling {
+
+inline constexpr int kDrawThreads = 1024;
+inline constexpr int kDrawWarps = kDrawThreads / kWarpSize;
+static_assert(kBins == 2 * kDrawThreads, "a thread holds two bins");
+
+// Tokens whose keys lie in [low_key, high_key], and all those before them.
+struct Interval {
+  uint32_t low_key;
+  uint32_t high_key;
+  Weight weight_before;
+  Weight weight;
+  uint32_t count_before;
+  uint32_t count;
+};
+
+// What a running sum must reach: `count` tokens if that is not 0, else `weight`, at least 1.
+struct Goal {
+  uint32_t count;
+  Weight weight;
+
+  // How many of the interval's tokens, all of one weight, it takes.
+  __device__ uint32_t MembersNeeded(const Interval& at) const {
+    if (count > 0) {
+      return count - at.count_before;
+    }
+    const Weight each = at.weight / at.count;
+    return static_cast<uint32_t>((weight - at.weight_before + each - 1) / each);
+  }
+};
+
+// One block works on one row.
+struct DrawShared {
+  Histogram histogram;
+  Weight warp_weights[kDrawWarps];
+  uint32_t warp_counts[kDrawWarps];
+  uint32_t bin;
+  Interval at;
+};
+
+// This thread's two bins of a histogram, and the sums of all bins before them.
+struct Bins {
+  Weight weights[2];
+  uint32_t counts[2];
+  Weight weight_before;
+  uint32_t count_before;
+  Weight total_weight;  // these two start from what is given to Scan
+  uint32_t total_count;
+
+  __device__ static Bins Of(const Histogram& histogram) {
+    const int i = 2 * static_cast<int>(threadIdx.x);
+    return {{histogram.WeightAt(i), histogram.WeightAt(i + 1)},
+            {histogram.counts[i], histogram.counts[i + 1]}};
+  }
+
+  __device__ static Bins Of(const RowState& state) {
+    const int i = 2 * static_cast<int>(threadIdx.x);
+    return {{state.weights[i], state.weights[i + 1]}, {state.counts[i], state.counts[i + 1]}};
+  }
+
+  __device__ void Scan(Weight base_weight, uint32_t base_count, DrawShared& shared) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    Weight weight = weights[0] + weights[1];
+    uint32_t count = counts[0] + counts[1];
+    InclusiveScan(weight, count, lane);
+    if (lane == kWarpSize - 1) {
+      shared.warp_weights[warp] = weight;
+      shared.warp_counts[warp] = count;
+    }
+    __syncthreads();
+    Weight warp_weight = shared.warp_weights[lane];
+    uint32_t warp_count = shared.warp_counts[lane];
+    InclusiveScan(warp_weight, warp_count, lane);
+    total_weight = base_weight + __shfl_sync(kWholeWarp, warp_weight, kWarpSize - 1);
+    total_count = base_count + __shfl_sync(kWholeWarp, warp_count, kWarpSize - 1);
+    // Inclusive sums less the own are exclusive.
+    weight_before = base_weight + weight - weights[0] - weights[1] +
+                    __shfl_sync(kWholeWarp, warp_weight - shared.warp_weights[lane], warp);
+    count_before = base_count + count - counts[0] - counts[1] +
+                   __shfl_sync(kWholeWarp, warp_count - shared.warp_counts[lane], warp);
+    __syncthreads();
+  }
+
+  // Puts the bin in which the running sum reaches the goal into shared.bin, and its sums into
+  // shared.at. There must be one.
+  __device__ void Locate(const Goal& goal, DrawShared& shared) const {
+    Interval at = {0, 0, weight_before, 0, count_before, 0};
+    for (int i = 0; i < 2; ++i) {
+      at.weight = weights[i];
+      at.count = counts[i];
+      const bool found =
+          goal.count > 0
+              ? at.count_before < goal.count && at.count_before + at.count >= goal.count
+              : at.weight_before < goal.weight && at.weight_before + at.weight >= goal.weight;
+      if (found) {
+        shared.bin = 2 * threadIdx.x + i;
+        shared.at = at;
+      }
+      at.weight_before += at.weight;
+      at.count_before += at.count;
+    }
+    __syncthreads();
+  }
+
+ private:
+  __device__ static void InclusiveScan(Weight& weight, uint32_t& count, int lane) {
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+      const Weight weight_below = __shfl_up_sync(kWholeWarp, weight, offset);
+      const uint32_t count_below = __shfl_up_sync(kWholeWarp, count, offset);
+      if (lane >= offset) {
+        weight += weight_below;
+        count += count_below;
+      }
+    }
+  }
+};
+
+// The lowest key for which `holds`, which is false up to somewhere and true from there to `high`.
+// The whole warp works on it.
+template <typename Predicate>
+__device__ uint32_t FirstKey(uint32_t high, Predicate holds) {
+  const uint32_t lane = threadIdx.x % kWarpSize;
+  uint32_t low = 0;
+  while (low < high) {
+    const uint32_t step = (high - low) / kWarpSize + 1;
+    const unsigned votes = __ballot_sync(kWholeWarp, holds(min(low + lane * step, high)));
+    const int first = __ffs(votes) - 1;
+    if (first < 0) {
+      low += (kWarpSize - 1) * step + 1;
+    } else if (first == 0) {
+      high = low;
+    } else {
+      high = min(low + first * step, high);
+      low += (first - 1) * step + 1;
+    }
+  }
+  return low;
+}
+
+// Chooses the token of one row, by a block of kDrawThreads that all call everything together.
+class Drawing {
+ public:
+  __device__ Drawing(const Row& row, const RowState& state, DrawShared& shared)
+      : row_(row), max_key_(KeyOf(row.max_logit)), shared_(shared), bins_(Bins::Of(state)) {
+    bins_.Scan(0, 0, shared_);
+  }
+
+  // The token that `uniform` picks, on whichever thread finds it; -1 on the others.
+  __device__ int32_t Draw(float uniform) {
+    const GpuSamplingParams& params = *row_.params;
+    Weight kept = bins_.total_weight;
+    if (params.top_k > 0 && static_cast<uint32_t>(params.top_k) < bins_.total_count) {
+      kept = WeightUpTo({static_cast<uint32_t>(params.top_k), 0});
+    }
+    const Weight of_top_k = kept;
+    if (params.top_p < 1.0f) {
+      const double enough = static_cast<double>(params.top_p) * static_cast<double>(of_top_k);
+      kept = min(kept, WeightUpTo({0, max(Weight{1}, __double2ull_ru(enough))}));
+    }
+    if (params.min_p > 0) {
+      kept = min(kept, WeightOfMinP());
+    }
+    const Goal goal = {0, __double2ull_rd(static_cast<double>(kept) * uniform) + 1};
+    const Interval at = Narrow(goal);
+    return FindMember(at.low_key, at.high_key, goal.MembersNeeded(at));
+  }
+
+ private:
+  // Histograms the tokens with keys in [low, high], highest first, 2^shift keys a bin.
+  __device__ Bins Fill(uint32_t low, uint32_t high, int shift, Weight weight_before,
+                       uint32_t count_before) {
+    shared_.histogram.Clear();
+    const float low_logit = LogitOf(low);
+    const float high_logit = LogitOf(high);
+    ForEachLogit(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads,
+                 [&](int32_t id, float logit) {
+                   const bool near = logit >= low_logit && logit <= high_logit;
+                   if (!__any_sync(kWholeWarp, near)) {
+                     return;
+                   }
+                   const uint32_t key = KeyOf(logit);
+                   const bool in = near && key >= low && key <= high && !row_.Barred(id);
+                   shared_.histogram.Add(in ? (high - key) >> shift : kBins, in ? Weigh(logit) : 0);
+                 });
+    __syncthreads();
+    Bins bins = Bins::Of(shared_.histogram);
+    bins.Scan(weight_before, count_before, shared_);
+    return bins;
+  }
+
+  __device__ Weight Weigh(float logit) const {
+    const float distance = row_.Distance(logit);
+    return distance < kMaxDistance ? WeightOf(distance) : 0;
+  }
+
+  __device__ uint32_t BinOfKey(uint32_t key) const { return BinOf(row_.Distance(LogitOf(key))); }
+
+  // The lowest key in a bin of distances; by one warp.
+  __device__ uint32_t LowestKey(uint32_t bin) const {
+    return FirstKey(max_key_, [&](uint32_t key) { return BinOfKey(key) <= bin; });
+  }
+  __device__ uint32_t HighestKey(uint32_t bin) const {
+    return bin == 0 ? max_key_ : LowestKey(bin - 1) - 1;
+  }
+
+  // The smallest interval in which the goal is reached: one key, or one token.
+  __device__ Interval Narrow(const Goal& goal) {
+    bins_.Locate(goal, shared_);
+    if (threadIdx.x < 2 * kWarpSize) {
+      const bool lowest = threadIdx.x < kWarpSize;
+      const uint32_t key = lowest ? LowestKey(shared_.bin) : HighestKey(shared_.bin);
+      if (threadIdx.x % kWarpSize == 0) {
+        (lowest ? shared_.at.low_key : shared_.at.high_key) = key;
+      }
+    }
+    __syncthreads();
+    Interval at = shared_.at;
+    while (at.count > 1 && at.low_key < at.high_key) {
+      const int shift = max(0, 32 - __clz(at.high_key - at.low_key) - kBinBits);
+      const Bins bins = Fill(at.low_key, at.high_key, shift, at.weight_before, at.count_before);
+      bins.Locate(goal, shared_);
+      const uint32_t high = at.high_key - (shared_.bin << shift);
+      const uint32_t low = max(at.low_key, high - ((1u << shift) - 1));
+      at = shared_.at;
+      at.low_key = low;
+      at.high_key = high;
+    }
+    __syncthreads();  // shared_.at is free again
+    return at;
+  }
+
+  // The weight of the tokens up to and with the one where the running sum reaches the goal.
+  __device__ Weight WeightUpTo(const Goal& goal) {
+    const Interval at = Narrow(goal);
+    return at.weight_before + goal.MembersNeeded(at) * (at.weight / at.count);
+  }
+
+  // The weight of the tokens that weigh at least min_p.
+  __device__ Weight WeightOfMinP() {
+    const double min_p = row_.params->min_p;
+    if (threadIdx.x < kWarpSize) {
+      const uint32_t low = FirstKey(max_key_, [&](uint32_t key) {
+        return exp(-static_cast<double>(row_.Distance(LogitOf(key)))) >= min_p;
+      });
+      const uint32_t bin = BinOfKey(low);
+      const uint32_t high = bin < kBins ? HighestKey(bin) : 0;
+      if (threadIdx.x == 0) {
+        shared_.bin = bin;
+        shared_.at.low_key = low;
+        shared_.at.high_key = high;
+      }
+    }
+    __syncthreads();
+    const uint32_t bin = shared_.bin;
+    if (threadIdx.x == bin / 2) {
+      shared_.at.weight_before = bins_.weight_before + (bin % 2 != 0 ? bins_.weights[0] : 0);
+    }
+    __syncthreads();
+    if (bin >= kBins) {
+      return bins_.total_weight;
+    }
+    const Interval at = shared_.at;
+    return Fill(at.low_key, at.high_key, kWarpSize - 1, at.weight_before, 0).total_weight;
+  }
+
+  // The id of the `member`th (from 1) token by id with its key in [low, high]. Each warp counts a
+  // stretch of the row; the one that has it looks again.
+  __device__ int32_t FindMember(uint32_t low, uint32_t high, uint32_t member) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    const int32_t stretch = (row_.vocab_size + kDrawWarps - 1) / kDrawWarps;
+    const int32_t begin = warp * stretch;
+    const int32_t end = min(begin + stretch, row_.vocab_size);
+    const float low_logit = LogitOf(low);
+    const float high_logit = LogitOf(high);
+    const auto is_member = [&](int32_t id, float logit) {
+      const bool near = logit >= low_logit && logit <= high_logit;
+      return near && KeyOf(logit) >= low && KeyOf(logit) <= high && !row_.Barred(id);
+    };
+    uint32_t count = 0;
+    ForEachLogit(row_.logits, begin, end, lane, kWarpSize, [&](int32_t id, float logit) {
+      count += __popc(__ballot_sync(kWholeWarp, is_member(id, logit)));
+    });
+    if (lane == 0) {
+      shared_.warp_counts[warp] = count;
+    }
+    __syncthreads();
+    uint32_t before = 0;
+    for (int other = 0; other < warp; ++other) {
+      before += shared_.warp_counts[other];
+    }
+    int32_t found = -1;
+    if (before < member && before + count >= member) {
+      ForEachLogit(row_.logits, begin, end, lane, kWarpSize, [&](int32_t id, float logit) {
+        const bool is = is_member(id, logit);
+        const unsigned members = __ballot_sync(kWholeWarp, is);
+        if (is && before + __popc(members & ((1u << lane) - 1)) + 1 == member) {
+          found = id;
+        }
+        before += __popc(members);
+      });
+    }
+    return found;
+  }
+
+  const Row& row_;
+  const uint32_t max_key_;
+  DrawShared& shared_;
+  Bins bins_;  // over distances
+};
+
+}  // namespace ferrite::sampling
