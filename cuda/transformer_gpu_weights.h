@@ -30,9 +30,9 @@ struct LayerWeights {
 
 struct GpuWeightOptions {
   GpuType type = GpuType::kFp16;
-  int32_t max_positions = 0;  // rows of the rotation tables
-  int num_threads = 0;        // that read and convert; 0: as many as there are CPUs, at most 12
-  LoadProgress progress;      // or empty
+  int32_t max_positions = 0;   // rows of the rotation tables
+  int num_threads = 0;         // that read and convert; 0: as many as there are CPUs, at most 12
+  LoadProgress progress = {};  // or empty
 };
 
 // Every family by its configuration: there is no subclass per model. Both ways to make one return

@@ -8,7 +8,7 @@
 namespace ferrite {
 
 // out[size] = mean + deviation * z, with z about normal: the sum of four uniform numbers (Irwin and
-// Hall), so at most 3.47 away from 0. Element i depends on seed and i alone.
+// Hall), so at most 3.464 away from 0. Element i depends on seed and i alone.
 cudaError_t FillRandom(GpuType type, void* out, int64_t size, float mean, float deviation,
                        uint64_t seed, cudaStream_t stream);
 cudaError_t FillRandom(float* out, int64_t size, float mean, float deviation, uint64_t seed,
