@@ -24,11 +24,14 @@ struct AttentionArguments {
   int32_t num_sequences = 0;
   int32_t num_heads = 0;
   int32_t kv_heads = 0;
-  int32_t head_dim = 0;        // 64, 80, 96, 128 or 256; any other up to 256 is served slowly
-  int32_t block_size = 0;      // a multiple of 16; any other is served slowly
-  int32_t window = 0;          // keys a query sees, itself and those just before it; 0: all
-  float scale = 0;             // of the scores
-  void* out = nullptr;         // [T, num_heads, head_dim]
+  int32_t head_dim = 0;    // 64, 80, 96, 128 or 256; any other up to 256 is served slowly
+  int32_t block_size = 0;  // a multiple of 16; any other is served slowly
+  int32_t window = 0;      // keys a query sees, itself and those just before it; 0: all
+  float scale = 0;         // of the scores
+  void* out = nullptr;     // [T, num_heads, head_dim]
+  // Whether all of the above except q, and the newest key and value of each sequence, was written
+  // before a launch that did not overlap: decodes then start reading during the kernel before.
+  bool inputs_settled = false;
   float* workspace = nullptr;  // DecodePlan::workspace_bytes; its contents need not be kept
 };
 
@@ -39,7 +42,7 @@ struct DecodePlan {
   int32_t num_splits = 1;
   size_t workspace_bytes = 0;
 };
-// The split count that keeps all multiprocessors busy for contexts up to max_kv_len.
+// The split count that lets a batch draw the memory's full bandwidth, for contexts to max_kv_len.
 DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
                                int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors);
 cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,

@@ -82,21 +82,44 @@ class WarpAttention {
     }
   }
 
-  __device__ __forceinline__ void Run(int first, int end) {
+  // Starts copying, all but the sequence's last chunk.
+  __device__ __forceinline__ void Start(int first, int end) {
     first_ = first;
     count_ = max(0, (end - first + kWarps - 1) / kWarps);
-    next_places_ = PlaceOf(lane_);
+    const int last = count_ - 1;
+    newest_ = first_ + last * kWarps == (kv_len_ - 1) / kChunk ? last : -1;
+    places_ = PlaceOf(lane_);
+    next_places_ = PlaceOf(32 + lane_);
 #pragma unroll
     for (int i = 0; i < kStages; ++i) {
-      StartCopy(i, i);
+      if (i != newest_) {
+        Copy(i, i);
+      }
+      attention::CommitCopies();
+    }
+  }
+
+  __device__ __forceinline__ void Run() {
+    if (newest_ >= 0 && newest_ < kStages) {
+      Copy(newest_, newest_);
+      attention::CommitCopies();
     }
     int stage = 0;
     for (int i = 0; i < count_; ++i) {
-      attention::WaitForCopies<kStages - 1>();
+      if (i + 1 < count_) {
+        attention::WaitForCopies<kStages - 1>();
+      } else {  // also the group that may have come late
+        attention::WaitForCopies<0>();
+      }
       __syncwarp();
       Attend(shared_ + stage * kStageBytes, (first_ + i * kWarps) * kChunk);
       __syncwarp();
-      StartCopy(i + kStages, stage);
+      if ((i + kStages) % 32 == 0) {  // lanes read the places of 32 tiles at once, well ahead
+        places_ = next_places_;
+        next_places_ = PlaceOf(i + kStages + 32 + lane_);
+      }
+      Copy(i + kStages, stage);
+      attention::CommitCopies();
       stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     attention::WaitForCopies<0>();
@@ -134,11 +157,7 @@ class WarpAttention {
                       : 0;
   }
 
-  __device__ __forceinline__ void StartCopy(int i, int stage) {
-    if (i % 32 == 0) {  // lanes hold 32 places at a time, and read the next 32 well ahead
-      places_ = next_places_;
-      next_places_ = PlaceOf(i + 32 + lane_);
-    }
+  __device__ __forceinline__ void Copy(int i, int stage) {
     const int32_t place = __shfl_sync(kAllLanes, places_, i % 32);
     if (i < count_) {
       const int64_t offset = int64_t{place} * (kChunk * kDim);
@@ -148,7 +167,6 @@ class WarpAttention {
       attention::CopyChunk<kDim>(to + kTileBytes, static_cast<const T*>(a_.v_cache) + offset,
                                  num_valid, lane_);
     }
-    attention::CommitCopies();
   }
 
   __device__ __forceinline__ void Attend(uint32_t tile, int first_key) {
@@ -218,6 +236,7 @@ class WarpAttention {
   const int lane_ = threadIdx.x % 32;
   int first_ = 0;
   int count_ = 0;
+  int newest_ = -1;  // the tile that has the sequence's last key
   int32_t places_ = 0;
   int32_t next_places_ = 0;
   uint32_t q_[kDim / 16][2];
@@ -309,13 +328,16 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
   using Warp = WarpAttention<T, kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
   AllowNext();
-  WaitForPrevious();
+  if (!a.inputs_settled) {
+    WaitForPrevious();
+  }
   const int sequence = a.first_sequence + blockIdx.z;
   const int slot = a.seq_slots[sequence];
   const int kv_len = a.kv_lens[sequence];
   const int64_t row = a.cu_seqlens[sequence];
   const ChunkRange range = RangeOfSplit(kv_len, a.window, num_splits, blockIdx.y);
   if (slot < 0 || range.first >= range.end) {
+    WaitForPrevious();  // or the kernel after might not wait for the one before
     return;
   }
   const int group = a.num_heads / a.kv_heads;
@@ -328,10 +350,17 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
 
   Warp work(a, slot, kv_len, kv_head,
             attention::SharedAddress(shared) + warp * kStages * Warp::kStageBytes);
-  work.LoadQuery(
-      static_cast<const T*>(a.qkv) + (row * (a.num_heads + 2 * a.kv_heads) + first_head) * kDim,
-      num_heads);
-  work.Run(range.first + warp, range.end);
+  const T* q =
+      static_cast<const T*>(a.qkv) + (row * (a.num_heads + 2 * a.kv_heads) + first_head) * kDim;
+  if (a.inputs_settled) {
+    work.Start(range.first + warp, range.end);
+    WaitForPrevious();
+    work.LoadQuery(q, num_heads);
+  } else {  // the query would otherwise queue behind keys and values
+    work.LoadQuery(q, num_heads);
+    work.Start(range.first + warp, range.end);
+  }
+  work.Run();
 
   __syncthreads();  // the rings become the warps' results
   float* weighted = reinterpret_cast<float*>(shared);
@@ -504,20 +533,13 @@ DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t
   const int tiles = (num_heads / kv_heads + kHeads - 1) / kHeads;
   const int64_t whole = int64_t{num_sequences} * kv_heads * tiles;  // blocks without splits
   const int64_t max_chunks = (int64_t{max_kv_len} + kChunk - 1) / kChunk;
-  const auto limit =
-      static_cast<int32_t>(std::clamp<int64_t>(max_chunks / kMinChunksPerSplit, 1, kMaxCluster));
-  // The time of the multiprocessor that gets most, in contexts; more splits must gain 5 %.
+  const int64_t limit = std::max<int64_t>(1, max_chunks / kMinChunksPerSplit);
+  // On an H200 a block for every second multiprocessor draws the full bandwidth (the pair shares a
+  // port) where rows are long; more than that only adds merging.
+  const int64_t wanted = head_dim < 128 ? num_multiprocessors : num_multiprocessors / 2;
   DecodePlan plan;
-  double least = 0;
-  for (int32_t splits = 1; splits <= limit; ++splits) {
-    const int64_t blocks = whole * splits;
-    const double most =
-        static_cast<double>((blocks + num_multiprocessors - 1) / num_multiprocessors) / splits;
-    if (splits == 1 || most < 0.95 * least) {
-      least = most;
-      plan.num_splits = splits;
-    }
-  }
+  plan.num_splits = static_cast<int32_t>(
+      std::min({std::max<int64_t>(1, wanted / whole), limit, int64_t{kMaxCluster}}));
   if (plan.num_splits > 1) {
     plan.workspace_bytes = sizeof(float) * num_sequences * num_heads * plan.num_splits *
                            (static_cast<size_t>(head_dim) + 2);
