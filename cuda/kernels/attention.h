@@ -42,7 +42,7 @@ struct DecodePlan {
   int32_t num_splits = 1;
   size_t workspace_bytes = 0;
 };
-// The split count that lets a batch draw the memory's full bandwidth, for contexts to max_kv_len.
+// The split count for a batch of contexts up to max_kv_len.
 DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
                                int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors);
 cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,

@@ -534,8 +534,9 @@ DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t
   const int64_t whole = int64_t{num_sequences} * kv_heads * tiles;  // blocks without splits
   const int64_t max_chunks = (int64_t{max_kv_len} + kChunk - 1) / kChunk;
   const int64_t limit = std::max<int64_t>(1, max_chunks / kMinChunksPerSplit);
-  // On an H200 a block for every second multiprocessor draws the full bandwidth (the pair shares a
-  // port) where rows are long; more than that only adds merging.
+  // Measured on an H200 at head_dim 128, 8 kv heads: eight contexts of 1,024 take 12.0, 13.2 and
+  // 16.0 us with 1, 2 and 4 splits, one of 16,384 takes 27.7 and 29.2 us with 8 and 16. Short rows
+  // have half as much on the way a block; that they want twice the blocks is a guess.
   const int64_t wanted = head_dim < 128 ? num_multiprocessors : num_multiprocessors / 2;
   DecodePlan plan;
   plan.num_splits = static_cast<int32_t>(
