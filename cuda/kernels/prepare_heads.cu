@@ -9,12 +9,16 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarpSize = 32;
 constexpr int kMaxHalf = 128;
+constexpr int kManyTokens = 256;
 
 // kWidth neighbouring values between memory and registers.
 template <typename T, int kWidth>
 __device__ __forceinline__ void Load(const T* from, float (&out)[kWidth]) {
   if constexpr (kWidth == 1) {
     out[0] = ToFloat(*from);
+  } else if constexpr (kWidth == 8 && sizeof(T) == sizeof(float)) {
+    LoadVector(from, reinterpret_cast<float(&)[4]>(out[0]));
+    LoadVector(from + 4, reinterpret_cast<float(&)[4]>(out[4]));
   } else {
     LoadVector(from, out);
   }
@@ -29,113 +33,91 @@ __device__ __forceinline__ void Store(const float (&values)[kWidth], T* to) {
   }
 }
 
+// The part of a pair of tables, or of a head's two halves, that one lane holds: chunks of kWidth
+// pairs (x[i], x[i + half]), every `lanes`-th chunk.
 template <int kWidth>
-__device__ __forceinline__ void LoadTable(const float* from, float (&out)[kWidth]) {
-  if constexpr (kWidth == 1) {
-    out[0] = *from;
-  } else {
-#pragma unroll
-    for (int j = 0; j < kWidth; j += 4) {
-      LoadVector(from + j, reinterpret_cast<float(&)[4]>(out[j]));
-    }
-  }
-}
-
-// Where a head of k or v goes, or null if its token has no slot.
-template <typename T>
-__device__ T* CacheRow(const PrepareHeadsArguments& a, void* cache, int32_t token, int32_t head) {
-  const int32_t slot = a.slot_mapping[token];
-  if (slot < 0) {
-    return nullptr;
-  }
-  const int64_t row = int64_t{slot / a.block_size} * a.kv_heads + head;
-  return static_cast<T*>(cache) + (row * a.block_size + slot % a.block_size) * a.head_dim;
-}
-
-// The part of a head that one lane holds: chunks of kWidth pairs (x[i], x[i + half]), every
-// `lanes`-th chunk of the half.
-template <typename T, int kWidth>
-struct HeadPart {
+struct Pairs {
   static constexpr int kChunks = kWidth > 1 ? 1 : kMaxHalf / kWarpSize;
 
+  float low[kChunks][kWidth];
+  float high[kChunks][kWidth];
+};
+
+template <int kWidth>
+struct Place {
   int32_t half;
   int32_t lane;
   int32_t lanes;
-  float low[kChunks][kWidth];
-  float high[kChunks][kWidth];
 
   template <typename Visit>
-  __device__ __forceinline__ void ForEachChunk(Visit visit) {
+  __device__ __forceinline__ void ForEachChunk(Visit visit) const {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
+    for (int c = 0; c < Pairs<kWidth>::kChunks; ++c) {
       const int32_t i = (lane + c * lanes) * kWidth;
       if (i < half) {
-        visit(i, low[c], high[c]);
+        visit(c, i);
       }
     }
   }
 
-  __device__ void Read(const T* from) {
-    ForEachChunk([&](int32_t i, auto& x, auto& y) {
-      Load(from + i, x);
-      Load(from + half + i, y);
+  template <typename T>
+  __device__ __forceinline__ void Read(const T* low, const T* high, Pairs<kWidth>& to) const {
+    ForEachChunk([&](int c, int32_t i) {
+      Load(low + i, to.low[c]);
+      Load(high + i, to.high[c]);
     });
   }
 
-  __device__ void Write(T* to) {
-    ForEachChunk([&](int32_t i, auto& x, auto& y) {
-      Store(x, to + i);
-      Store(y, to + half + i);
+  template <typename T>
+  __device__ __forceinline__ void Write(const Pairs<kWidth>& from, T* to) const {
+    ForEachChunk([&](int c, int32_t i) {
+      Store(from.low[c], to + i);
+      Store(from.high[c], to + half + i);
     });
   }
 
-  // All lanes of the warp call this together.
-  __device__ void Normalise(const float* weight, float epsilon) {
+  // The sum of squares over the head; all lanes of the warp call this together.
+  __device__ __forceinline__ float SumSquares(const Pairs<kWidth>& x) const {
     float squares = 0;
-    ForEachChunk([&](int32_t, auto& x, auto& y) {
+    ForEachChunk([&](int c, int32_t) {
       for (int j = 0; j < kWidth; ++j) {
-        squares += x[j] * x[j] + y[j] * y[j];
+        squares += x.low[c][j] * x.low[c][j] + x.high[c][j] * x.high[c][j];
       }
     });
     for (int offset = lanes / 2; offset > 0; offset /= 2) {
       squares += __shfl_xor_sync(~0u, squares, offset);
     }
-    if (weight == nullptr) {
-      return;
-    }
-    const float scale = rsqrtf(squares / static_cast<float>(2 * half) + epsilon);
-    ForEachChunk([&](int32_t i, auto& x, auto& y) {
-      float low_weight[kWidth];
-      float high_weight[kWidth];
-      LoadTable(weight + i, low_weight);
-      LoadTable(weight + half + i, high_weight);
+    return squares;
+  }
+
+  __device__ __forceinline__ void Scale(float scale, const Pairs<kWidth>& weight,
+                                        Pairs<kWidth>& x) const {
+    ForEachChunk([&](int c, int32_t) {
       for (int j = 0; j < kWidth; ++j) {
-        x[j] *= scale * low_weight[j];
-        y[j] *= scale * high_weight[j];
+        x.low[c][j] *= scale * weight.low[c][j];
+        x.high[c][j] *= scale * weight.high[c][j];
       }
     });
   }
 
-  __device__ void Rotate(const float* cosines, const float* sines) {
-    ForEachChunk([&](int32_t i, auto& x, auto& y) {
-      float cosine[kWidth];
-      float sine[kWidth];
-      LoadTable(cosines + i, cosine);
-      LoadTable(sines + i, sine);
+  // `turns` has cosines and sines.
+  __device__ __forceinline__ void Rotate(const Pairs<kWidth>& turns, Pairs<kWidth>& x) const {
+    ForEachChunk([&](int c, int32_t) {
       for (int j = 0; j < kWidth; ++j) {
-        const float turned = x[j] * cosine[j] - y[j] * sine[j];
-        y[j] = y[j] * cosine[j] + x[j] * sine[j];
-        x[j] = turned;
+        const float cosine = turns.low[c][j];
+        const float sine = turns.high[c][j];
+        const float turned = x.low[c][j] * cosine - x.high[c][j] * sine;
+        x.high[c][j] = x.high[c][j] * cosine + x.low[c][j] * sine;
+        x.low[c][j] = turned;
       }
     });
   }
 };
 
-// `lanes` neighbouring lanes, a power of two, handle one head of one token.
+// `lanes` neighbouring lanes, a power of two, handle one head of one token. Loads are issued as
+// early as what they depend on allows: with few tokens, waiting for them is all the time there is.
 template <typename T, int kWidth>
 __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
-  AllowNext();
-  WaitForPrevious();
   const int32_t heads = a.num_heads + 2 * a.kv_heads;
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
   const bool exists = item < int64_t{a.num_tokens} * heads;
@@ -143,38 +125,51 @@ __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
   const int32_t head = exists ? static_cast<int32_t>(item % heads) : 0;
   const bool is_q = head < a.num_heads;
   const bool is_v = head >= a.num_heads + a.kv_heads;
-
-  HeadPart<T, kWidth> part = {};
-  part.half = a.head_dim / 2;
-  part.lane = static_cast<int32_t>(threadIdx.x) % lanes;
-  part.lanes = lanes;
-  T* from = static_cast<T*>(a.qkv) + (int64_t{token} * heads + head) * a.head_dim;
-  part.Read(from);
-  if (a.q_norm != nullptr || a.k_norm != nullptr) {
-    part.Normalise(is_v ? nullptr : is_q ? a.q_norm : a.k_norm, a.epsilon);
+  const Place<kWidth> place = {a.head_dim / 2, static_cast<int32_t>(threadIdx.x) % lanes, lanes};
+  const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
+  Pairs<kWidth> weight;
+  if (norm != nullptr) {
+    place.Read(norm, norm + place.half, weight);
   }
-  if (!exists) {
+  AllowNext();
+  WaitForPrevious();
+  const int32_t position = a.positions[token];
+  const int32_t slot = a.slot_mapping[token];
+  T* from = static_cast<T*>(a.qkv) + (int64_t{token} * heads + head) * a.head_dim;
+  Pairs<kWidth> x;
+  place.template Read<T>(from, from + place.half, x);
+  Pairs<kWidth> turns;
+  if (!is_v) {
+    const int64_t row = int64_t{position} * place.half;
+    place.Read(a.cosines + row, a.sines + row, turns);
+  }
+  if (a.q_norm != nullptr || a.k_norm != nullptr) {
+    const float squares = place.SumSquares(x);
+    if (norm != nullptr) {
+      place.Scale(rsqrtf(squares / static_cast<float>(a.head_dim) + a.epsilon), weight, x);
+    }
+  }
+  if (!exists || (!is_q && slot < 0)) {
     return;
   }
   if (!is_v) {
-    const int64_t row = int64_t{a.positions[token]} * part.half;
-    part.Rotate(a.cosines + row, a.sines + row);
+    place.Rotate(turns, x);
   }
   T* to = from;
-  if (is_v) {
-    to = CacheRow<T>(a, a.v_cache, token, head - a.num_heads - a.kv_heads);
-  } else if (!is_q) {
-    to = CacheRow<T>(a, a.k_cache, token, head - a.num_heads);
+  if (!is_q) {
+    const int32_t kv_head = (head - a.num_heads) % a.kv_heads;
+    const int64_t row = int64_t{slot / a.block_size} * a.kv_heads + kv_head;
+    to = static_cast<T*>(is_v ? a.v_cache : a.k_cache) +
+         (row * a.block_size + slot % a.block_size) * a.head_dim;
   }
-  if (to != nullptr) {
-    part.Write(to);
-  }
+  place.Write(x, to);
 }
 
 template <typename T>
 cudaError_t Launch(const PrepareHeadsArguments& a, cudaStream_t stream) {
   const int32_t half = a.head_dim / 2;
-  const int width = half % 8 == 0 ? 8 : half % 4 == 0 ? 4 : 1;
+  // Wide accesses move more, narrow ones have more lanes waiting at once.
+  const int width = half % 8 == 0 && a.num_tokens >= kManyTokens ? 8 : half % 4 == 0 ? 4 : 1;
   int32_t lanes = 1;
   while (lanes < kWarpSize && lanes * width < half) {
     lanes *= 2;

@@ -9,7 +9,7 @@ using test::Device;
 
 constexpr float kEpsilon = 1e-6f;
 constexpr int32_t kBlockSize = 16;
-constexpr int32_t kNumBlocks = 5;
+constexpr int32_t kNumBlocks = 20;
 constexpr int32_t kMaxPositions = 50;
 
 struct Shape {
@@ -156,6 +156,13 @@ TEST_P(PrepareHeadsTest, ServesModelShapes) {
   Check({32, 8, 128}, 6, false);
   Check({16, 8, 128}, 6, true);
   Check({9, 3, 64}, 6, false);
+}
+
+TEST_P(PrepareHeadsTest, ServesPrompts) {
+  for (const int32_t head_dim : {40, 80, 128, 256}) {
+    Check({4, 2, head_dim}, 301, false);
+    Check({3, 3, head_dim}, 301, true);
+  }
 }
 
 }  // namespace
