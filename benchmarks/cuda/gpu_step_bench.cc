@@ -1,0 +1,206 @@
+// Whole steps of the CUDA backend on random weights of a named shape: decode at several batch sizes
+// and prefill, each beside its floor on this chip (docs: DESIGN's "How we count"). The step is as
+// served: all layers, head, sampling, two steps outstanding. Prints one JSON object.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "benchmarks/cuda/device_ceilings.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/model_shapes.h"
+#include "engine/status_macros.h"
+
+namespace ferrite {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Options {
+  std::string model = "llama-3.1-8b";
+  std::string type = "fp16";
+  std::vector<int> batches = {1};
+  int context = 192;
+  int steps = 64;
+  int prefill = 2048;
+  bool graphs = true;
+};
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+int64_t MatrixElements(const ModelConfig& config) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t layer = hidden * (config.q_size() + 2 * config.kv_size()) +
+                        hidden * config.q_size() + 3 * hidden * config.intermediate_size;
+  return layer * config.num_layers + hidden * config.vocab_size;
+}
+
+// Drives the backend with sequences that each have their own blocks, in order.
+class Driver {
+ public:
+  Driver(CudaBackend* backend, int32_t length) : backend_(*backend) {
+    blocks_ = (length + backend->info().block_size - 1) / backend->info().block_size;
+    params_.temperature = 0;
+  }
+
+  // Fills `sequences` slots with `tokens` tokens each; returns the seconds it took.
+  absl::StatusOr<double> Prefill(int32_t sequences, int32_t tokens) {
+    const Clock::time_point begin = Clock::now();
+    const BackendInfo& info = backend_.info();
+    for (int32_t s = 0; s < sequences; ++s) {
+      for (int32_t done = 0; done < tokens;) {
+        const int32_t size = std::min(info.max_step_tokens, tokens - done);
+        NewBatch();
+        if (done == 0) {
+          batch_.slot_assignments.push_back({SeqSlot{s}, &params_});
+          for (int32_t b = 0; b < blocks_; ++b) {
+            batch_.block_table_changes.push_back({SeqSlot{s}, b, BlockId{s * blocks_ + b}});
+          }
+        }
+        Append(s, done, size, done + size == tokens, -1);
+        done += size;
+        RETURN_IF_ERROR(backend_.Launch(batch_));
+        RETURN_IF_ERROR(backend_.Wait(&result_));
+      }
+    }
+    return SecondsSince(begin);
+  }
+
+  // Decodes `steps` tokens of each sequence from position `context` on; returns seconds a step.
+  absl::StatusOr<double> Decode(int32_t sequences, int32_t context, int32_t steps) {
+    constexpr int32_t kWarmUp = 4;
+    Clock::time_point begin = Clock::now();
+    for (int32_t step = 0; step < steps + kWarmUp; ++step) {
+      NewBatch();
+      for (int32_t s = 0; s < sequences; ++s) {
+        Append(s, context + step, 1, true, step == 0 ? -1 : s);
+      }
+      RETURN_IF_ERROR(backend_.Launch(batch_));
+      if (step > 0) {
+        RETURN_IF_ERROR(backend_.Wait(&result_));
+      }
+      if (step == kWarmUp) {
+        begin = Clock::now();
+      }
+    }
+    RETURN_IF_ERROR(backend_.Wait(&result_));
+    return SecondsSince(begin) / (steps - 1);
+  }
+
+ private:
+  void NewBatch() {
+    batch_.Clear();
+    batch_.step = ++step_;
+  }
+
+  void Append(int32_t slot, int32_t first, int32_t size, bool sample, int32_t input_row) {
+    const int32_t block_size = backend_.info().block_size;
+    for (int32_t i = first; i < first + size; ++i) {
+      batch_.token_ids.push_back((i * 7919 + slot * 104729) % backend_.info().vocab_size);
+      batch_.positions.push_back(i);
+      batch_.slot_mapping.push_back((slot * blocks_ + i / block_size) * block_size +
+                                    i % block_size);
+    }
+    if (sample) {
+      batch_.sample_seqs.push_back(batch_.num_sequences());
+      batch_.output_indices.push_back(0);
+    }
+    batch_.cu_seqlens.push_back(batch_.num_tokens());
+    batch_.kv_lens.push_back(first + size);
+    batch_.seq_slots.push_back(SeqSlot{slot});
+    batch_.input_rows.push_back(input_row);
+  }
+
+  CudaBackend& backend_;
+  int32_t blocks_;
+  SamplingParams params_;
+  Batch batch_;
+  StepResult result_;
+  uint64_t step_ = 0;
+};
+
+absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
+  ASSIGN_OR_RETURN(const ModelConfig config, NamedModelShape(options.model));
+  ASSIGN_OR_RETURN(const DeviceCeilings ceilings, MeasureDeviceCeilings());
+  const int32_t most = *std::max_element(options.batches.begin(), options.batches.end());
+  CudaBackendOptions backend_options;
+  backend_options.max_sequences = most;
+  backend_options.max_step_tokens = std::max(2048, most);
+  backend_options.max_sequence_length =
+      std::max(options.context + options.steps + 8, options.prefill + 1);
+  backend_options.graphs = options.graphs;
+  const Clock::time_point begin = Clock::now();
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<CudaBackend> backend,
+      CudaBackend::CreateRandom(config, options.type == "bf16" ? GpuType::kBf16 : GpuType::kFp16,
+                                backend_options));
+  nlohmann::json report = {{"model", options.model},
+                           {"type", options.type},
+                           {"ready_seconds", SecondsSince(begin)},
+                           {"read_tb_per_second", ceilings.read_bytes_per_second / 1e12},
+                           {"matrix_tflops", ceilings.matrix_flops_per_second / 1e12}};
+  const double weight_bytes = 2.0 * static_cast<double>(MatrixElements(config));
+  const double kv_bytes = 4.0 * config.num_layers * config.kv_size();  // a token of context
+  Driver driver(backend.get(), backend_options.max_sequence_length);
+  for (const int batch : options.batches) {
+    RETURN_IF_ERROR(driver.Prefill(batch, options.context).status());
+    ASSIGN_OR_RETURN(const double seconds, driver.Decode(batch, options.context, options.steps));
+    const double context = options.context + options.steps / 2.0;
+    const double bytes = weight_bytes + kv_bytes * context * batch;
+    const double floor = std::max(bytes / ceilings.read_bytes_per_second,
+                                  weight_bytes * batch / ceilings.matrix_flops_per_second);
+    report["decode"].push_back({{"batch", batch},
+                                {"context", options.context},
+                                {"ms", seconds * 1e3},
+                                {"floor_ms", floor * 1e3},
+                                {"share_of_floor", floor / seconds},
+                                {"tokens_per_second", batch / seconds}});
+  }
+  if (options.prefill > 0) {
+    RETURN_IF_ERROR(driver.Prefill(1, options.prefill).status());
+    ASSIGN_OR_RETURN(const double seconds, driver.Prefill(1, options.prefill));
+    const double tokens = options.prefill;
+    const double head = 2.0 * config.hidden_size * config.vocab_size;  // of one row only
+    const double flops = (2.0 * static_cast<double>(MatrixElements(config)) - head) * tokens +
+                         2.0 * config.num_layers * config.q_size() * tokens * tokens;
+    const double floor = flops / ceilings.matrix_flops_per_second;
+    report["prefill"] = {{"tokens", options.prefill},
+                         {"ms", seconds * 1e3},
+                         {"floor_ms", floor * 1e3},
+                         {"share_of_floor", floor / seconds}};
+  }
+  report["graph_steps"] = backend->counters().graph_steps;
+  report["eager_steps"] = backend->counters().eager_steps;
+  return report;
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Decode and prefill steps on random weights of a named shape");
+  app.add_option("--model", options.model, "a named shape");
+  app.add_option("--type", options.type, "fp16 or bf16");
+  app.add_option("--batch", options.batches, "sequences at once")->delimiter(',');
+  app.add_option("--context", options.context, "tokens before decoding");
+  app.add_option("--steps", options.steps, "decode steps measured")->check(CLI::Range(2, 100000));
+  app.add_option("--prefill", options.prefill, "tokens of the prefill measured; 0: none");
+  app.add_flag("!--no-graphs", options.graphs, "enqueue every step kernel by kernel");
+  CLI11_PARSE(app, argc, argv);
+  const absl::StatusOr<nlohmann::json> report = RunBench(options);
+  if (!report.ok()) {
+    std::cerr << report.status() << "\n";
+    return 1;
+  }
+  std::cout << report->dump(2) << "\n";
+  return 0;
+}
+
+}  // namespace
+}  // namespace ferrite
+
+int main(int argc, char** argv) { return ferrite::Main(argc, argv); }
