@@ -100,13 +100,15 @@ __global__ __launch_bounds__(kSumThreads) void SumWeights(SampleArguments a, int
                [&](int32_t id, float logit) {
                  const float distance = row.Distance(logit);
                  const uint32_t bin = row.Barred(id) ? kBins : BinOf(distance);
-                 histogram.Add(bin, bin < kBins ? WeightOf(distance) : 0);
+                 histogram.Add(bin, bin < kBins ? WeightOf(distance) : 0, row.params->top_k > 0);
                });
   __syncthreads();
   for (int i = threadIdx.x; i < kBins; i += kSumThreads) {
-    if (histogram.counts[i] > 0) {
-      atomicAdd(&state.weights[i], histogram.WeightAt(i));
-      atomicAdd(&state.counts[i], histogram.counts[i]);
+    if (const Weight weight = histogram.WeightAt(i); weight > 0) {
+      atomicAdd(&state.weights[i], weight);
+    }
+    if (const uint32_t count = histogram.counts[i]; count > 0) {
+      atomicAdd(&state.counts[i], count);
     }
   }
 }
@@ -156,7 +158,7 @@ cudaError_t SampleTokens(const SampleArguments& a, cudaStream_t stream) {
       error != cudaSuccess) {
     return error;
   }
-  const dim3 sum_grid(Parts(a, 512, 8192, kMaxSplits), a.num_rows);
+  const dim3 sum_grid(Parts(a, 512, 4096, kMaxSplits), a.num_rows);
   if (const cudaError_t error =
           LaunchOverlapped(SumWeights, sum_grid, kSumThreads, 0, stream, a, splits);
       error != cudaSuccess) {

@@ -38,8 +38,8 @@ struct SampleArguments {
 size_t SampleWorkspaceBytes(int32_t max_rows, int32_t vocab_size);
 
 // A row's result depends on that row alone: sums are of integers, the same in any order. Greedy
-// rows read their logits once; the others once more for a histogram of the weights, and then once
-// or twice for each of top_k, top_p, min_p and the draw.
+// rows read their logits once; the others once more for a histogram of the weights, and about once
+// for each of top_k, top_p, min_p and the draw.
 cudaError_t SampleTokens(const SampleArguments& arguments, cudaStream_t stream);
 
 }  // namespace ferrite

@@ -13,6 +13,7 @@ namespace ferrite::sampling {
 
 inline constexpr int kDrawThreads = 1024;
 inline constexpr int kDrawWarps = kDrawThreads / kWarpSize;
+inline constexpr uint32_t kMaxListed = 2816;  // as shared memory allows
 static_assert(kBins == 2 * kDrawThreads, "a thread holds two bins");
 
 // Tokens whose keys lie in [low_key, high_key], and all those before them.
@@ -43,6 +44,10 @@ struct Goal {
 // One block works on one row.
 struct DrawShared {
   Histogram histogram;
+  // Tokens of the bin in question, in any order; too many are counted but not listed.
+  uint32_t num_listed;
+  float logits[kMaxListed];
+  int32_t ids[kMaxListed];
   Weight warp_weights[kDrawWarps];
   uint32_t warp_counts[kDrawWarps];
   uint32_t bin;
@@ -174,30 +179,66 @@ class Drawing {
     }
     const Goal goal = {0, __double2ull_rd(static_cast<double>(kept) * uniform) + 1};
     const Interval at = Narrow(goal);
-    return FindMember(at.low_key, at.high_key, goal.MembersNeeded(at));
+    return FindMember(at, goal.MembersNeeded(at));
   }
 
  private:
-  // Histograms the tokens with keys in [low, high], highest first, 2^shift keys a bin.
+  // Lists the tokens with keys in [low, high], so that closer looks need not read the row again.
+  __device__ void List(uint32_t low, uint32_t high) {
+    __syncthreads();  // nobody looks at the last list any more
+    if (threadIdx.x == 0) {
+      shared_.num_listed = 0;
+    }
+    __syncthreads();
+    ForEachNear(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads, LogitOf(low),
+                LogitOf(high), [&](int32_t id, float logit) {
+                  if (!IsMember(id, logit, low, high)) {
+                    return;
+                  }
+                  const uint32_t i = atomicAdd(&shared_.num_listed, 1);
+                  if (i < kMaxListed) {
+                    shared_.logits[i] = logit;
+                    shared_.ids[i] = id;
+                  }
+                });
+    __syncthreads();
+  }
+
+  // Histograms the tokens with keys in [low, high], which are listed unless they were too many;
+  // highest first, 2^shift keys a bin.
   __device__ Bins Fill(uint32_t low, uint32_t high, int shift, Weight weight_before,
                        uint32_t count_before) {
     shared_.histogram.Clear();
-    const float low_logit = LogitOf(low);
-    const float high_logit = LogitOf(high);
-    ForEachLogit(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads,
-                 [&](int32_t id, float logit) {
-                   const bool near = logit >= low_logit && logit <= high_logit;
-                   if (!__any_sync(kWholeWarp, near)) {
-                     return;
-                   }
-                   const uint32_t key = KeyOf(logit);
-                   const bool in = near && key >= low && key <= high && !row_.Barred(id);
-                   shared_.histogram.Add(in ? (high - key) >> shift : kBins, in ? Weigh(logit) : 0);
-                 });
+    const auto add = [&](bool in, float logit) {
+      shared_.histogram.Add(in ? (high - KeyOf(logit)) >> shift : kBins, in ? Weigh(logit) : 0,
+                            true);
+    };
+    if (Listed()) {
+      for (uint32_t first = 0; first < shared_.num_listed; first += kDrawThreads) {
+        const uint32_t i = first + threadIdx.x;
+        const float logit = i < shared_.num_listed ? shared_.logits[i] : nanf("");
+        add(IsBetween(logit, low, high), logit);
+      }
+    } else {
+      ForEachNear(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads, LogitOf(low),
+                  LogitOf(high),
+                  [&](int32_t id, float logit) { add(IsMember(id, logit, low, high), logit); });
+    }
     __syncthreads();
     Bins bins = Bins::Of(shared_.histogram);
     bins.Scan(weight_before, count_before, shared_);
     return bins;
+  }
+
+  __device__ bool Listed() const { return shared_.num_listed <= kMaxListed; }
+
+  // `low` is not 0, so that NaN is nowhere.
+  __device__ static bool IsBetween(float logit, uint32_t low, uint32_t high) {
+    const uint32_t key = KeyOf(logit);
+    return key >= low && key <= high;
+  }
+  __device__ bool IsMember(int32_t id, float logit, uint32_t low, uint32_t high) const {
+    return IsBetween(logit, low, high) && !row_.Barred(id);
   }
 
   __device__ Weight Weigh(float logit) const {
@@ -215,7 +256,8 @@ class Drawing {
     return bin == 0 ? max_key_ : LowestKey(bin - 1) - 1;
   }
 
-  // The smallest interval in which the goal is reached: one key, or one token.
+  // The smallest interval in which the goal is reached: one key, or one token. The first bins may
+  // come without counts.
   __device__ Interval Narrow(const Goal& goal) {
     bins_.Locate(goal, shared_);
     if (threadIdx.x < 2 * kWarpSize) {
@@ -227,7 +269,8 @@ class Drawing {
     }
     __syncthreads();
     Interval at = shared_.at;
-    while (at.count > 1 && at.low_key < at.high_key) {
+    List(at.low_key, at.high_key);
+    while (at.count == 0 || (at.count > 1 && at.low_key < at.high_key)) {
       const int shift = max(0, 32 - __clz(at.high_key - at.low_key) - kBinBits);
       const Bins bins = Fill(at.low_key, at.high_key, shift, at.weight_before, at.count_before);
       bins.Locate(goal, shared_);
@@ -272,27 +315,39 @@ class Drawing {
       return bins_.total_weight;
     }
     const Interval at = shared_.at;
+    List(at.low_key, at.high_key);
     return Fill(at.low_key, at.high_key, kWarpSize - 1, at.weight_before, 0).total_weight;
   }
 
-  // The id of the `member`th (from 1) token by id with its key in [low, high]. Each warp counts a
-  // stretch of the row; the one that has it looks again.
-  __device__ int32_t FindMember(uint32_t low, uint32_t high, uint32_t member) {
+  // The id of the `member`th (from 1) of the interval's tokens, by id; on one thread.
+  __device__ int32_t FindMember(const Interval& at, uint32_t member) {
+    if (at.count > 1 || !Listed()) {
+      return FindInRow(at.low_key, at.high_key, member);
+    }
+    for (uint32_t i = threadIdx.x; i < shared_.num_listed; i += kDrawThreads) {
+      if (IsBetween(shared_.logits[i], at.low_key, at.high_key)) {
+        return shared_.ids[i];
+      }
+    }
+    return -1;
+  }
+
+  // Each warp counts a stretch of the row; the one that has the member looks again.
+  __device__ int32_t FindInRow(uint32_t low, uint32_t high, uint32_t member) {
     const int lane = threadIdx.x % kWarpSize;
     const int warp = threadIdx.x / kWarpSize;
     const int32_t stretch = (row_.vocab_size + kDrawWarps - 1) / kDrawWarps;
     const int32_t begin = warp * stretch;
     const int32_t end = min(begin + stretch, row_.vocab_size);
-    const float low_logit = LogitOf(low);
-    const float high_logit = LogitOf(high);
-    const auto is_member = [&](int32_t id, float logit) {
-      const bool near = logit >= low_logit && logit <= high_logit;
-      return near && KeyOf(logit) >= low && KeyOf(logit) <= high && !row_.Barred(id);
+    const auto for_each_member = [&](auto visit) {
+      ForEachNear(row_.logits, begin, end, lane, kWarpSize, LogitOf(low), LogitOf(high),
+                  [&](int32_t id, float logit) {
+                    const bool is = IsMember(id, logit, low, high);
+                    visit(id, is, __ballot_sync(kWholeWarp, is));
+                  });
     };
     uint32_t count = 0;
-    ForEachLogit(row_.logits, begin, end, lane, kWarpSize, [&](int32_t id, float logit) {
-      count += __popc(__ballot_sync(kWholeWarp, is_member(id, logit)));
-    });
+    for_each_member([&](int32_t, bool, unsigned members) { count += __popc(members); });
     if (lane == 0) {
       shared_.warp_counts[warp] = count;
     }
@@ -303,9 +358,7 @@ class Drawing {
     }
     int32_t found = -1;
     if (before < member && before + count >= member) {
-      ForEachLogit(row_.logits, begin, end, lane, kWarpSize, [&](int32_t id, float logit) {
-        const bool is = is_member(id, logit);
-        const unsigned members = __ballot_sync(kWholeWarp, is);
+      for_each_member([&](int32_t id, bool is, unsigned members) {
         if (is && before + __popc(members & ((1u << lane) - 1)) + 1 == member) {
           found = id;
         }

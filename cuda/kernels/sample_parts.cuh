@@ -25,7 +25,7 @@ inline constexpr int kMaxSplits = 64;
 // A row's part of the workspace.
 struct RowState {
   Weight weights[kBins];    // by distance, likeliest first
-  uint32_t counts[kBins];   // tokens in each bin
+  uint32_t counts[kBins];   // tokens in each bin; zeros for a row without top_k
   Weight best[kMaxSplits];  // the likeliest of each part of the row: Pack
 };
 
@@ -110,6 +110,29 @@ __device__ __forceinline__ void ForEachLogit(const float* logits, int32_t begin,
   }
 }
 
+// The same for the ids whose logits are in [low, high]: whole warps come along where one lane has
+// such a logit, the other lanes with NaN.
+template <typename Visit>
+__device__ __forceinline__ void ForEachNear(const float* logits, int32_t begin, int32_t end,
+                                            int32_t index, int32_t stride, float low, float high,
+                                            Visit visit) {
+  constexpr int kBatch = 8;
+  for (int32_t first = begin; first < end; first += kBatch * stride) {
+    unsigned near = 0;  // a bit for each
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int32_t id = first + j * stride + index;
+      const float logit = id < end ? logits[id] : nanf("");
+      near |= (logit >= low && logit <= high ? 1u : 0u) << j;
+    }
+    for (unsigned any = __reduce_or_sync(kWholeWarp, near); any != 0; any &= any - 1) {
+      const int j = __ffs(any) - 1;
+      const int32_t id = first + j * stride + index;
+      visit(id, (near >> j & 1) != 0 ? logits[id] : nanf(""));
+    }
+  }
+}
+
 // In shared memory, where only 32-bit atomics are quick: sums in two halves.
 struct Histogram {
   uint32_t low[kBins];
@@ -128,31 +151,30 @@ struct Histogram {
 
   // The whole warp comes along, lanes with nothing to add with bin kBins. Where all add the same,
   // one adds for all: rows of equal logits would queue for one address.
-  __device__ void Add(uint32_t bin, Weight weight) {
+  __device__ void Add(uint32_t bin, Weight weight, bool with_counts) {
     const unsigned adding = __ballot_sync(kWholeWarp, bin < kBins);
-    if (bin >= kBins) {
+    if (adding == 0) {
       return;
     }
-    uint32_t count = 1;
-    int same = 0;
-    __match_all_sync(adding, bin, &same);
-    if (same != 0) {
-      __match_all_sync(adding, weight, &same);
+    const int leader = __ffs(adding) - 1;
+    const uint32_t leaders_bin = __shfl_sync(kWholeWarp, bin, leader);
+    const Weight leaders_weight = __shfl_sync(kWholeWarp, weight, leader);
+    const bool like_leader = bin == leaders_bin && weight == leaders_weight;
+    const bool all_alike = __all_sync(kWholeWarp, bin >= kBins || like_leader);
+    if (bin >= kBins || (all_alike && static_cast<int>(threadIdx.x % kWarpSize) != leader)) {
+      return;
     }
-    if (same != 0) {
-      if (static_cast<int>(threadIdx.x % kWarpSize) != __ffs(adding) - 1) {
-        return;
-      }
-      count = __popc(adding);
-      weight *= count;
-    }
-    const auto add = static_cast<uint32_t>(weight);
-    const uint32_t sum = atomicAdd(&low[bin], add) + add;
-    const uint32_t carried = static_cast<uint32_t>(weight >> 32) + (sum < add ? 1 : 0);
+    const uint32_t count = all_alike ? __popc(adding) : 1;
+    const Weight sum = weight * count;
+    const auto add = static_cast<uint32_t>(sum);
+    const bool carries = atomicAdd(&low[bin], add) + add < add;
+    const uint32_t carried = static_cast<uint32_t>(sum >> 32) + (carries ? 1 : 0);
     if (carried != 0) {
       atomicAdd(&high[bin], carried);
     }
-    atomicAdd(&counts[bin], count);
+    if (with_counts) {
+      atomicAdd(&counts[bin], count);
+    }
   }
 
   __device__ Weight WeightAt(int bin) const { return Weight{high[bin]} << 32 | low[bin]; }
