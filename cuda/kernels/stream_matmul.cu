@@ -5,13 +5,12 @@
 #include "cuda/kernels/stream_matmul_activations.cuh"
 #include "cuda/kernels/stream_matmul_parts.cuh"
 
-// One block a multiprocessor stays for the whole product and streams its share of W through a ring
-// of asynchronous copies, full before the wait for the kernel ahead. The ring and x take at most
-// half of the shared memory, so that the next product's blocks come up, and fill theirs, while this
-// one still runs. A unit of work is eight outputs (for kSiluMul eight gates and their eight ups) by
-// one slice of the inputs; the warps of the block share out its inputs, and one of them adds up.
-// Where x is too large for a block, each block keeps to one slice, and the last block of those that
-// share the same outputs adds the slices in their order.
+// One block a multiprocessor stays for the whole product and streams its share of W through a deep
+// ring of asynchronous copies, which it starts to fill before it waits for the kernel ahead. A unit
+// of work is eight outputs (for kSiluMul eight gates and their eight ups) by one slice of the
+// inputs; the warps of the block share out its inputs, and one of them adds up. Where x is too
+// large for a block, each block keeps to one slice, and the last block of those that share the same
+// outputs adds the slices in their order.
 namespace ferrite {
 namespace stream_matmul {
 namespace {
@@ -147,7 +146,7 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const Plan& plan, 
   }
 }
 
-template <typename T, int kTiles, bool kWide, int kStages>
+template <typename T, int kTiles, bool kWide, int kRing>
 __global__ void __launch_bounds__(kThreads, 2)
     Kernel(const __grid_constant__ StreamMatmulArguments a, const __grid_constant__ Plan plan) {
   constexpr int kBuffers = SumBuffers(kTiles);
@@ -159,14 +158,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int slice = blockIdx.x % plan.slices;
   const int group = blockIdx.x / plan.slices;
   const int groups = plan.blocks / plan.slices;
-  auto* sums_of_warps = reinterpret_cast<LaneSums<kWide>*>(shared + kStages * kStageBytes);
+  auto* sums_of_warps = reinterpret_cast<LaneSums<kWide>*>(shared + kRing * kStageBytes);
   T* x = reinterpret_cast<T*>(sums_of_warps + kBuffers * kWarps * kTiles * 32);
 
   AllowNext();
   WeightStream<T, kTiles> weights(static_cast<const T*>(a.weight), plan, a.inputs,
                                   a.outputs / kTiles, SharedAddress(shared), slice, group);
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) {
+  for (int stage = 0; stage < kRing; ++stage) {
     weights.Start(stage);
   }
   if (threadIdx.x < kBuffers) {
@@ -194,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     float sums[kTiles][2][4] = {};  // two chains, for the tensor cores' latency
     for (int step = warp * StepInputs(kTiles); step < plan.slice_inputs;
          step += kWarps * StepInputs(kTiles)) {
-      WaitCopies<kStages - 1>();
+      WaitCopies<kRing - 1>();
 #pragma unroll
       for (int piece = 0; piece < kLanePieces / kTiles; ++piece) {
         const uint32_t at = (step + piece * kPieceInputs) * sizeof(T);
@@ -208,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
       weights.Start(stage);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
+      stage = stage + 1 == kRing ? 0 : stage + 1;
     }
     const int buffer = i % kBuffers;
     if (i >= kBuffers) {
@@ -239,34 +238,25 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 struct DeviceLimits {
   int multiprocessors = 0;
-  size_t block_shared_bytes = 0;   // that a block may have
-  size_t shared_bytes_of_two = 0;  // that each of two blocks may have; 0 if too little for a ring
+  int block_shared_bytes = 0;
 };
 
 cudaError_t GetDeviceLimits(DeviceLimits* limits) {
   int device = 0;
-  int block = 0;
-  int multiprocessor = 0;
-  int reserved = 0;
   cudaError_t error = cudaGetDevice(&device);
-  for (const auto& [attribute, value] :
-       {std::pair{cudaDevAttrMultiProcessorCount, &limits->multiprocessors},
-        std::pair{cudaDevAttrMaxSharedMemoryPerBlockOptin, &block},
-        std::pair{cudaDevAttrMaxSharedMemoryPerMultiprocessor, &multiprocessor},
-        std::pair{cudaDevAttrReservedSharedMemoryPerBlock, &reserved}}) {
-    if (error == cudaSuccess) {
-      error = cudaDeviceGetAttribute(value, attribute, device);
-    }
+  if (error == cudaSuccess) {
+    error =
+        cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
   }
-  limits->block_shared_bytes = block - kStaticSharedBytes;
-  const int half = multiprocessor / 2 - reserved - kStaticSharedBytes;
-  limits->shared_bytes_of_two = half >= kManyStages * kStageBytes ? half : 0;
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&limits->block_shared_bytes,
+                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
   return error;
 }
 
-// Fewest slices for which the ring, the sums and x fit; then the deeper ring. A block always takes
-// all of the shared memory meant for it: two blocks of one kernel must not come to share a
-// multiprocessor, nor its split between L1 and shared memory change from one product to the next.
+// Fewest slices for which x fits beside a ring of the least depth; then the deeper ring. A block
+// takes all shared memory it can: two blocks of one kernel must not come to share a multiprocessor.
 cudaError_t MakePlan(const StreamMatmulArguments& a, Plan* plan) {
   DeviceLimits limits;
   if (const cudaError_t error = GetDeviceLimits(&limits); error != cudaSuccess) {
@@ -274,14 +264,13 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, Plan* plan) {
   }
   const int tiles = a.epilogue == Epilogue::kSiluMul ? 2 : 1;
   plan->units = (a.outputs / tiles + kTileOutputs - 1) / kTileOutputs;
+  plan->shared_bytes = limits.block_shared_bytes - kStaticSharedBytes;
   const size_t sums_bytes =
       size_t{1} * SumBuffers(tiles) * kWarps * tiles * 32 * (a.rows > 8 ? 16 : 8);
   const size_t segments = (size_t{1} * a.inputs + kSegment - 1) / kSegment;
   if (a.residual != nullptr && (segments + 1) * a.rows * sizeof(float) > sums_bytes) {
     return cudaErrorInvalidValue;
   }
-  const bool beside = a.rows <= kMaxRowsBeside && limits.shared_bytes_of_two > 0;
-  plan->shared_bytes = beside ? limits.shared_bytes_of_two : limits.block_shared_bytes;
   for (int slices = 1; slices <= limits.multiprocessors; ++slices) {
     plan->slice_inputs = RoundUp((a.inputs + slices - 1) / slices, kMaxStepInputs);
     plan->slices = (a.inputs + plan->slice_inputs - 1) / plan->slice_inputs;
@@ -289,9 +278,12 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, Plan* plan) {
     const size_t fixed = sums_bytes + size_t{2} * a.rows * plan->x_stride;
     const int groups = limits.multiprocessors / plan->slices;
     // Not if many multiprocessors were left over for want of a whole group.
-    if (fixed + kFewStages * kStageBytes <= plan->shared_bytes &&
+    if (fixed + kMinStages * kStageBytes <= plan->shared_bytes &&
         groups * plan->slices * 16 >= limits.multiprocessors * 15) {
-      plan->deep = fixed + kManyStages * kStageBytes <= plan->shared_bytes;
+      const size_t fit = (plan->shared_bytes - fixed) / kStageBytes;
+      plan->stages = a.rows <= kMaxDeepRows && fit >= kDeepStages ? kDeepStages
+                     : fit >= kStages                             ? kStages
+                                                                  : kMinStages;
       plan->blocks = std::min(groups, plan->units) * plan->slices;
       return cudaSuccess;
     }
@@ -307,15 +299,11 @@ bool IsValid(const StreamMatmulArguments& a) {
 
 template <typename T, int kTiles, bool kWide>
 cudaError_t Launch(const StreamMatmulArguments& a, const Plan& plan, cudaStream_t stream) {
-  auto* kernel =
-      plan.deep ? Kernel<T, kTiles, kWide, kManyStages> : Kernel<T, kTiles, kWide, kFewStages>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(plan.shared_bytes));
-  if (error == cudaSuccess) {
-    // Else the multiprocessor may leave L1 what the next kernel's block needs to come up early.
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                 cudaSharedmemCarveoutMaxShared);
-  }
+  auto* kernel = plan.stages == kDeepStages ? Kernel<T, kTiles, kWide, kDeepStages>
+                 : plan.stages == kStages   ? Kernel<T, kTiles, kWide, kStages>
+                                            : Kernel<T, kTiles, kWide, kMinStages>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
   if (error != cudaSuccess) {
     return error;
   }

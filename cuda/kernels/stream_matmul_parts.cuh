@@ -17,10 +17,13 @@ inline constexpr int kTileOutputs = 8;   // rows of W that one tensor-core step 
 inline constexpr int kPieceInputs = 32;  // inputs that sixteen bytes a lane cover, four lanes a row
 inline constexpr int kLanePieces = 4;    // sixteen-byte pieces a lane has in a stage
 inline constexpr int kStageBytes = kThreads * kLanePieces * 16;
-inline constexpr int kManyStages = 6;     // of the ring, if they fit
-inline constexpr int kFewStages = 4;      // else
-inline constexpr int kMaxRowsBeside = 4;  // more take a multiprocessor's whole shared memory
-inline constexpr int kSegment = 512;      // floats whose squares a warp sums at once
+// Depths of the ring: up to kMaxDeepRows rows (more only get slower), otherwise, and where x leaves
+// no room for that.
+inline constexpr int kDeepStages = 10;
+inline constexpr int kMaxDeepRows = 2;
+inline constexpr int kStages = 6;
+inline constexpr int kMinStages = 4;
+inline constexpr int kSegment = 512;  // floats whose squares a warp sums at once
 
 // Inputs that a warp covers in a stage, for `tiles` tiles at a time.
 __host__ __device__ constexpr int StepInputs(int tiles) {
@@ -42,7 +45,7 @@ struct Plan {
   int32_t slices = 0;        // parts of the inputs, one a block
   int32_t slice_inputs = 0;  // a multiple of kMaxStepInputs
   int32_t x_stride = 0;      // 16-bit values between rows of x in shared memory
-  bool deep = false;         // many stages
+  int32_t stages = 0;        // of the ring
   size_t shared_bytes = 0;
 };
 
@@ -57,6 +60,7 @@ __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
+// Until at most that many of this thread's groups of copies are under way.
 template <int kOutstanding>
 __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kOutstanding) : "memory");
