@@ -159,6 +159,7 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(const ModelConfi
                                               ? options.max_sequence_length
                                               : config.max_position_embeddings,
                    .vocab_size = config.vocab_size,
+                   .max_end_token_ids = GpuSamplingParams::kMaxEndTokens,
                    .num_parameters = 0,
                    .pipeline_depth = 2};
   ASSIGN_OR_RETURN(info.num_blocks, PlanKvBlocks(config, tied, info, device, options));

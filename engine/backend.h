@@ -18,6 +18,7 @@ struct BackendInfo {
   int32_t max_step_tokens = 0;      // the most tokens in one step
   int32_t max_sequence_length = 0;  // tokens; bounds a slot's block table
   int32_t vocab_size = 0;
+  int32_t max_end_token_ids = INT32_MAX;  // of one sequence's SamplingParams
   int64_t num_parameters = 0;
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline
   // says 1, so that its results are delivered before the next step is computed.

@@ -1,9 +1,11 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -50,9 +52,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   engine->vocab_size_ = first.vocab_size;
   engine->block_size_ = first.block_size;
   engine->context_length_ = first.max_sequence_length;
+  engine->max_end_token_ids_ = first.max_end_token_ids;
   for (const std::unique_ptr<Backend>& backend : backends) {
     const BackendInfo& info = backend->info();
     // Any worker must be able to serve any admitted request to its end.
+    engine->max_end_token_ids_ = std::min(engine->max_end_token_ids_, info.max_end_token_ids);
     const int64_t pool_tokens = int64_t{info.num_blocks} * info.block_size;
     engine->context_length_ = static_cast<int32_t>(
         std::min<int64_t>({engine->context_length_, info.max_sequence_length, pool_tokens}));
@@ -68,20 +72,68 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
 
 Engine::~Engine() = default;
 
-Worker* Engine::LeastLoaded() const {
-  Worker* best = nullptr;
+absl::StatusOr<size_t> Engine::LeastLoaded() const {
+  std::optional<size_t> best;
   int64_t least = 0;
-  for (const std::unique_ptr<Worker>& worker : workers_) {
-    const WorkerLoad load = worker->load();
-    if (!load.failed && (best == nullptr || load.tokens_outstanding < least)) {
-      best = worker.get();
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    const WorkerLoad load = workers_[i]->load();
+    if (load.failed || load.step_age_seconds >= options_.stuck_step_seconds) {
+      continue;
+    }
+    if (!best.has_value() || load.tokens_outstanding < least) {
+      best = i;
       least = load.tokens_outstanding;
     }
   }
-  return best != nullptr ? best : workers_[0].get();
+  if (!best.has_value()) {
+    RETURN_IF_ERROR(WorkerHealth(0));  // OK only if its step has ended this very moment
+  }
+  return best.value_or(0);
 }
 
-absl::Status Engine::CheckRoom() const { return LeastLoaded()->CheckRoom(0); }
+absl::Status Engine::StuckStatus(size_t worker, double step_age_seconds) const {
+  return absl::UnavailableError(
+      absl::StrFormat("the worker on %s is stuck: its step has made no progress for %.1f s, and "
+                      "server.stuck_step_seconds is %g",
+                      worker_info(worker).device, step_age_seconds, options_.stuck_step_seconds));
+}
+
+absl::Status Engine::WorkerHealth(size_t worker) const {
+  if (const absl::Status failure = workers_[worker]->failure(); !failure.ok()) {
+    return absl::UnavailableError(failure.message());
+  }
+  const double age = workers_[worker]->load().step_age_seconds;
+  return age < options_.stuck_step_seconds ? absl::OkStatus() : StuckStatus(worker, age);
+}
+
+int32_t Engine::FailStuckRequests(double grace_seconds) {
+  int32_t failed = 0;
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    const double age = workers_[i]->load().step_age_seconds;
+    if (age < options_.stuck_step_seconds + grace_seconds) {
+      continue;
+    }
+    std::vector<std::shared_ptr<TokenStream>> streams;
+    {
+      MutexLock lock(&mutex_);
+      for (const auto& [id, request] : in_flight_) {
+        if (request.worker == i) {
+          streams.push_back(request.stream);
+        }
+      }
+    }
+    const absl::Status status = absl::InternalError(StuckStatus(i, age).message());
+    for (const std::shared_ptr<TokenStream>& stream : streams) {
+      failed += stream->Fail(status) ? 1 : 0;
+    }
+  }
+  return failed;
+}
+
+absl::Status Engine::CheckRoom() const {
+  ASSIGN_OR_RETURN(const size_t worker, LeastLoaded());
+  return workers_[worker]->CheckRoom(0);
+}
 
 int64_t Engine::MaxNewTokens(int64_t prompt_tokens) const {
   return int64_t{context_length_} - prompt_tokens;
@@ -110,6 +162,13 @@ absl::Status Engine::Validate(const GenerateRequest& request) const {
                      prompt_tokens, " tokens in a context of ", context_length_,
                      " it must be from 1 to ", MaxNewTokens(prompt_tokens)));
   }
+  if (const auto ends = static_cast<int64_t>(request.sampling.end_token_ids.size());
+      ends > max_end_token_ids_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("stopping.stop_token_ids and the model's end tokens are ", ends,
+                     " ids together; the backend ", worker_info(0).device, " takes at most ",
+                     max_end_token_ids_));
+  }
   if (request.deadline <= Clock::now()) {
     return absl::DeadlineExceededError("the request's deadline has passed already");
   }
@@ -118,13 +177,14 @@ absl::Status Engine::Validate(const GenerateRequest& request) const {
 
 absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<TokenStream> stream) {
   RETURN_IF_ERROR(Validate(request));
-  Worker* const worker = LeastLoaded();
+  ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
+  Worker* const worker = workers_[index].get();
   RETURN_IF_ERROR(worker->CheckRoom(static_cast<int64_t>(request.prompt.size())));
 
   const std::string id = request.id;
   {
     MutexLock lock(&mutex_);
-    if (!in_flight_.emplace(id, stream).second) {
+    if (!in_flight_.emplace(id, InFlight{stream, index}).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("request_id is '", id, "'; a request with this id is in flight"));
     }
@@ -150,7 +210,7 @@ absl::Status Engine::Abort(const std::string& request_id) {
     return absl::NotFoundError(
         absl::StrCat("request_id is '", request_id, "'; no request with this id is in flight"));
   }
-  found->second->Abort();
+  found->second.stream->Abort();
   return absl::OkStatus();
 }
 

@@ -19,6 +19,7 @@ namespace ferrite {
 struct EngineOptions {
   SchedulerOptions scheduler;
   AdmissionLimits admission;
+  double stuck_step_seconds = 60;  // without progress: a worker counts as stuck
 };
 
 // Owns the workers, one per model replica. Thread-safe.
@@ -39,11 +40,12 @@ class Engine {
   // The most new tokens that a prompt of this length may ask for; 0 or less if it does not fit.
   int64_t MaxNewTokens(int64_t prompt_tokens) const;
 
-  // Hands the request to the worker with the fewest tokens outstanding; its output comes through
-  // `stream`. InvalidArgument if it could never run (empty prompt, token out of range, longer than
-  // the context or the KV pool, an id already in flight), DeadlineExceeded if its deadline has
-  // passed, ResourceExhausted if the queue is full, Unavailable when shutting down. Nothing is kept
-  // of a request that is refused.
+  // Hands the request to the worker with the fewest tokens outstanding, of those that neither
+  // failed nor are stuck; its output comes through `stream`. InvalidArgument if it could never run
+  // (empty prompt, token out of range, longer than the context or the KV pool, more end tokens than
+  // the backends take, an id already in flight), DeadlineExceeded if its deadline has passed,
+  // ResourceExhausted if the queue is full, Unavailable when shutting down or if no worker can
+  // serve. Nothing is kept of a request that is refused.
   absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenStream> stream);
 
   // Ends the request in flight with this id. NotFound if there is none.
@@ -51,6 +53,14 @@ class Engine {
 
   // Refuses new requests with UNAVAILABLE; those in flight go on.
   void CloseAdmission();
+
+  // OK, or Unavailable with why the worker cannot serve: it failed, or its step is stuck.
+  absl::Status WorkerHealth(size_t worker) const;
+
+  // Ends with INTERNAL what is in flight on workers that have been stuck for `grace_seconds`; on
+  // the calling thread, which does not wait for those workers. A worker whose step ends after all
+  // drops these requests and serves again. Returns how many were ended.
+  int32_t FailStuckRequests(double grace_seconds);
 
   int32_t num_in_flight() const;
   std::vector<WorkerLoad> load() const;
@@ -66,7 +76,9 @@ class Engine {
  private:
   Engine(EngineOptions options, const Tokenizer* tokenizer);
   absl::Status Validate(const GenerateRequest& request) const;
-  Worker* LeastLoaded() const;
+  // Of the workers that can serve; Unavailable if there is none.
+  absl::StatusOr<size_t> LeastLoaded() const;
+  absl::Status StuckStatus(size_t worker, double step_age_seconds) const;
   void Forget(const std::string& request_id);
 
   const EngineOptions options_;
@@ -74,9 +86,14 @@ class Engine {
   int32_t context_length_ = 0;
   int32_t vocab_size_ = 0;
   int32_t block_size_ = 0;
+  int32_t max_end_token_ids_ = 0;
 
+  struct InFlight {
+    std::shared_ptr<TokenStream> stream;
+    size_t worker = 0;
+  };
   mutable Mutex mutex_;
-  std::unordered_map<std::string, std::shared_ptr<TokenStream>> in_flight_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<std::string, InFlight> in_flight_ ABSL_GUARDED_BY(mutex_);  // by request id
   std::vector<std::unique_ptr<Worker>> workers_;  // last: their threads use what is above
 };
 

@@ -27,6 +27,9 @@ bool TokenStream::Take(OutputDelta* delta) {
 
 bool TokenStream::Append(std::string_view text, TokenId token) {
   MutexLock lock(&mutex_);
+  if (finished_) {
+    return false;
+  }
   pending_.text.append(text);
   pending_.token_ids.push_back(token);
   return mode_ == Mode::kEveryOutput && std::exchange(armed_, false);
@@ -34,10 +37,31 @@ bool TokenStream::Append(std::string_view text, TokenId token) {
 
 bool TokenStream::Finish(std::string_view text, Completion completion) {
   MutexLock lock(&mutex_);
+  if (finished_) {
+    return false;
+  }
   pending_.text.append(text);
   completion_ = std::move(completion);
   finished_ = true;
   return std::exchange(armed_, false);
+}
+
+bool TokenStream::Fail(absl::Status status) {
+  bool tell = false;
+  {
+    MutexLock lock(&mutex_);
+    if (finished_) {
+      return false;
+    }
+    completion_.status = std::move(status);
+    finished_ = true;
+    tell = std::exchange(armed_, false);
+  }
+  Cancel();
+  if (tell) {
+    Notify();
+  }
+  return true;
 }
 
 void TokenStream::Notify() {

@@ -86,6 +86,13 @@ class TokenStream {
   void Cancel() { RequestStop(StopRequest::kCancel); }
   void Abort() { RequestStop(StopRequest::kAbort); }
 
+  // --- whoever supervises the producer ---
+
+  // Ends the stream in place of a producer that may never come back, and tells the listener; if the
+  // producer does come back, it finds itself cancelled, and what it appends is dropped. False if
+  // the stream had ended already.
+  bool Fail(absl::Status status);
+
   // --- producer ---
 
   enum class StopRequest { kNone, kCancel, kAbort };
@@ -107,7 +114,7 @@ class TokenStream {
   OutputDelta pending_ ABSL_GUARDED_BY(mutex_);
   bool armed_ ABSL_GUARDED_BY(mutex_) = true;  // the consumer waits to be told
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
-  Completion completion_;  // written once, before finished_
+  Completion completion_;  // written once, with finished_
 };
 
 }  // namespace ferrite

@@ -58,6 +58,11 @@ WorkerLoad Worker::load() const {
   return load;
 }
 
+absl::Status Worker::failure() const {
+  MutexLock lock(&failure_mutex_);
+  return failure_;
+}
+
 void Worker::OnLeftWaiting(const Sequence& sequence) {
   queue_.OnLeftWaiting(sequence.num_prompt_tokens());
 }
@@ -92,8 +97,15 @@ void Worker::Run() {
       continue;
     }
     if (absl::Status status = Step(); !status.ok()) {
+      const absl::Status failure =
+          absl::InternalError(absl::StrCat("the worker on ", info().device, " failed at step ",
+                                           scheduler_.num_steps(), ": ", status.ToString()));
+      {
+        MutexLock lock(&failure_mutex_);
+        failure_ = failure;
+      }
       failed_.store(true);
-      Fail(absl::InternalError(absl::StrCat("the worker failed: ", status.ToString())));
+      Fail(failure);
       progress_ns_.store(0);
       return;
     }

@@ -49,6 +49,8 @@ class Worker final : private Scheduler::Observer {
   void CloseAdmission(const absl::Status& reason) { queue_.Close(reason); }
 
   WorkerLoad load() const;
+  // OK, or Internal with what failed, once load().failed.
+  absl::Status failure() const;
   // Mean seconds between two requests that end; 0 before the second.
   double finish_interval_seconds() const { return finish_interval_.load(); }
 
@@ -76,6 +78,8 @@ class Worker final : private Scheduler::Observer {
 
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
+  mutable Mutex failure_mutex_;
+  absl::Status failure_ ABSL_GUARDED_BY(failure_mutex_);  // set before failed_
   std::atomic<int32_t> running_{0};
   std::atomic<int32_t> blocks_free_{0};
   std::atomic<int64_t> tokens_outstanding_{0};

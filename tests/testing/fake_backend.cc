@@ -28,6 +28,7 @@ FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(option
   info_.max_step_tokens = options_.max_step_tokens;
   info_.max_sequence_length = options_.max_sequence_length;
   info_.vocab_size = options_.vocab_size;
+  info_.max_end_token_ids = options_.max_end_token_ids;
   info_.pipeline_depth = options_.pipeline_depth;
   kv_.assign(static_cast<size_t>(options_.num_blocks) * options_.block_size, -1);
   const int32_t table =

@@ -31,6 +31,7 @@ struct FakeBackendOptions {
   int32_t max_step_tokens = 64;
   int32_t max_sequence_length = 128;
   int32_t vocab_size = 512;
+  int32_t max_end_token_ids = INT32_MAX;
   int32_t pipeline_depth = 2;
   std::chrono::nanoseconds step_time{0};
   TokenSource source = HashedTokens(512);
