@@ -1,11 +1,7 @@
 // A real model, SmolLM2-135M-Instruct, against what transformers and llama.cpp make of it. The
 // references are of tests/fixtures/smollm2; scripts/get_smollm2.py gets the model.
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -18,6 +14,7 @@
 #include "engine/slot_table.h"
 #include "gtest/gtest.h"
 #include "tests/testing/paged_batch.h"
+#include "tests/testing/smollm2.h"
 
 namespace ferrite {
 namespace {
@@ -32,34 +29,13 @@ std::vector<int32_t> Blocks(int32_t count) {
   return blocks;
 }
 
-// As coreutils' sha256sum prints it; empty if it does not run.
-std::string Sha256(const std::string& path) {
-  std::string output;
-  FILE* pipe = popen(("sha256sum '" + path + "'").c_str(), "r");
-  if (pipe == nullptr) {
-    return output;
-  }
-  std::array<char, 64> digest;
-  if (fread(digest.data(), 1, digest.size(), pipe) == digest.size()) {
-    output.assign(digest.begin(), digest.end());
-  }
-  pclose(pipe);
-  return output;
-}
-
 class SmolLm2Test : public testing::Test {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(folder_)) {
-      GTEST_SKIP() << "the model is not here; scripts/get_smollm2.py gets it";
+    if (!test::NoSmolLm2().empty()) {
+      GTEST_SKIP() << test::NoSmolLm2();
     }
-    std::ifstream file(FERRITE_SOURCE_DIR "/tests/fixtures/smollm2/references.json");
-    references_ = nlohmann::json::parse(file);
-    ASSERT_EQ(Sha256(folder_ + "/model.safetensors"), references_["model_sha256"])
-        << folder_ << " has other weights than the references were made with (bf16); "
-        << "scripts/get_smollm2.py replaces them";
-    config_ = LoadModelConfig(folder_).value();
-    checkpoint_ = Checkpoint::Open(folder_).value();
+    model_.Load();
   }
 
   // Greedy continuations of the prompts numbered `which`, all in the same steps.
@@ -68,15 +44,12 @@ class SmolLm2Test : public testing::Test {
   // Mean negative log-likelihood of the references' text.
   double MeanNll(ComputeType type) const;
 
-  const std::string folder_ = FERRITE_SOURCE_DIR "/models/smollm2-135m-instruct";
-  nlohmann::json references_;
-  ModelConfig config_;
-  std::unique_ptr<Checkpoint> checkpoint_;
+  test::SmolLm2 model_;
 };
 
 std::vector<Tokens> SmolLm2Test::Generate(const std::vector<size_t>& which, int32_t count) const {
   const auto sequences = static_cast<int32_t>(which.size());
-  const auto backend = CpuBackend::Create(config_, *checkpoint_,
+  const auto backend = CpuBackend::Create(model_.config(), model_.checkpoint(),
                                           {.compute_type = "fp32",
                                            .num_threads = 2,
                                            .num_blocks = 8 * sequences,
@@ -94,7 +67,7 @@ std::vector<Tokens> SmolLm2Test::Generate(const std::vector<size_t>& which, int3
     for (int32_t s = 0; s < sequences; ++s) {
       if (i == 0) {
         paged.Assign(s, greedy);
-        paged.Append(s, references_["prompts"][which[s]]["prompt"].get<Tokens>(), true);
+        paged.Append(s, model_.references()["prompts"][which[s]]["prompt"].get<Tokens>(), true);
       } else {
         paged.Append(s, std::span(generated[s]).last(1), true, i);
       }
@@ -113,12 +86,12 @@ std::vector<Tokens> SmolLm2Test::Generate(const std::vector<size_t>& which, int3
 // leads by more than rounding can move a lead: its own of matmul inputs to 8 bits, which the
 // references have the measure of, and the conversion's of weights to bf16.
 TEST_F(SmolLm2Test, GreedyTokensAreThoseOfTransformersAndOfLlamaCppWhereItIsSure) {
-  const auto& prompts = references_["prompts"];
+  const auto& prompts = model_.references()["prompts"];
   ASSERT_EQ(prompts.size(), 20u);
   std::vector<size_t> all(prompts.size());
   std::iota(all.begin(), all.end(), 0);
   const std::vector<Tokens> generated = Generate(all, 64);
-  const double bound = references_["llama_cpp_lead_moves"]["max"];
+  const double bound = model_.references()["llama_cpp_lead_moves"]["max"];
   int sure = 0;
   for (size_t p = 0; p < prompts.size(); ++p) {
     ASSERT_EQ(generated[p], prompts[p]["tokens"].get<Tokens>()) << prompts[p]["text"];
@@ -135,24 +108,24 @@ TEST_F(SmolLm2Test, GreedyTokensAreThoseOfTransformersAndOfLlamaCppWhereItIsSure
 }
 
 TEST_F(SmolLm2Test, APromptAloneContinuesAsInCompany) {
-  EXPECT_EQ(Generate({3}, 64)[0], references_["prompts"][3]["tokens"].get<Tokens>());
+  EXPECT_EQ(Generate({3}, 64)[0], model_.references()["prompts"][3]["tokens"].get<Tokens>());
 }
 
 // The text goes through in chunks of which every position is sampled: as sequences of one new token
 // each, all with the same block table.
 double SmolLm2Test::MeanNll(ComputeType type) const {
   constexpr int32_t kChunk = 50;
-  const Tokens text = references_["mean_nll"]["tokens"];
+  const Tokens text = model_.references()["mean_nll"]["tokens"];
   const auto length = static_cast<int32_t>(text.size());
   BackendInfo info;
   info.num_blocks = length / kBlockSize + 1;
   info.block_size = kBlockSize;
   info.max_sequences = info.max_step_tokens = kChunk;
   info.max_sequence_length = length;
-  info.vocab_size = config_.vocab_size;
+  info.vocab_size = model_.config().vocab_size;
   ThreadPool pool(2);
   SlotTable slots(info);
-  const auto forward = ForwardPass::Create(config_, *checkpoint_,
+  const auto forward = ForwardPass::Create(model_.config(), model_.checkpoint(),
                                            {.compute_type = type,
                                             .num_blocks = info.num_blocks,
                                             .block_size = info.block_size,
@@ -189,7 +162,8 @@ double SmolLm2Test::MeanNll(ComputeType type) const {
     const std::span<float> logits =
         forward->Run(batch, batch.token_ids, slots.block_tables(), slots.blocks_per_slot()).value();
     for (int32_t s = 0; s < batch.num_samples() && begin + s + 1 < length; ++s) {
-      const auto row = logits.subspan(int64_t{s} * config_.vocab_size, config_.vocab_size);
+      const auto row =
+          logits.subspan(int64_t{s} * model_.config().vocab_size, model_.config().vocab_size);
       double total = 0;
       for (const float logit : row) {
         total += std::exp(static_cast<double>(logit));
@@ -201,8 +175,8 @@ double SmolLm2Test::MeanNll(ComputeType type) const {
 }
 
 TEST_F(SmolLm2Test, LikelihoodOfATextIsThatOfTransformers) {
-  const double expected = references_["mean_nll"]["float64"];
-  EXPECT_NEAR(references_["mean_nll"]["fp32"].get<double>(), expected, 1e-4);
+  const double expected = model_.references()["mean_nll"]["float64"];
+  EXPECT_NEAR(model_.references()["mean_nll"]["fp32"].get<double>(), expected, 1e-4);
   const double fp32 = MeanNll(ComputeType::kFp32), bf16 = MeanNll(ComputeType::kBf16);
   EXPECT_NEAR(fp32, expected, 1e-3);
   EXPECT_NEAR(bf16, expected, 1e-2);
