@@ -1,6 +1,7 @@
 #include "cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -100,6 +101,9 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const CpuBackendOptions& options, const 
 CpuBackend::CpuBackend(const BackendInfo& info) : info_(info), slots_(info) {
   token_ids_.reserve(info.max_step_tokens);
   sampled_.reserve(info.max_sequences);
+  num_logprobs_.reserve(info.max_sequences);
+  logprobs_.reserve(info.max_sequences);
+  top_.resize(size_t{SamplingParams::kMaxLogprobs} * info.max_sequences);
 }
 
 CpuBackend::~CpuBackend() = default;
@@ -158,7 +162,7 @@ absl::Status CpuBackend::Launch(const Batch& batch) {
   RETURN_IF_ERROR(slots_.Apply(batch));
   RETURN_IF_ERROR(slots_.Check(batch, static_cast<int32_t>(sampled_.size())));
   ResolveInputs(batch);
-  sampled_.resize(batch.num_samples());
+  PrepareSamples(batch);
   if (!batch.empty()) {
     ASSIGN_OR_RETURN(
         std::span<float> logits,
@@ -181,6 +185,10 @@ absl::Status CpuBackend::Wait(StepResult* result) {
   for (size_t row = 0; row < result->row_offsets.size(); ++row) {
     result->row_offsets[row] = static_cast<int32_t>(row);
   }
+  result->ClearLogprobs();
+  for (size_t row = 0; any_logprobs_ && row < sampled_.size(); ++row) {
+    result->AppendLogprobs(logprobs_[row], Top(row));
+  }
   return absl::OkStatus();
 }
 
@@ -193,17 +201,41 @@ void CpuBackend::ResolveInputs(const Batch& batch) {
   }
 }
 
+void CpuBackend::PrepareSamples(const Batch& batch) {
+  sampled_.resize(batch.num_samples());
+  logprobs_.assign(batch.num_samples(), std::numeric_limits<float>::quiet_NaN());
+  num_logprobs_.clear();
+  any_logprobs_ = false;
+  for (const int32_t sequence : batch.sample_seqs) {
+    num_logprobs_.push_back(slots_.params(batch.seq_slots[sequence]).num_logprobs);
+    any_logprobs_ = any_logprobs_ || num_logprobs_.back() >= 0;
+  }
+}
+
 void CpuBackend::Sample(const Batch& batch, std::span<float> logits) {
   const auto vocab_size = static_cast<size_t>(info_.vocab_size);
   // A row costs about as much as its vocabulary is long.
   const int64_t grain = (1 << 14) / info_.vocab_size + 1;
   pool_->ParallelFor(batch.num_samples(), grain, [&](int64_t begin, int64_t end, int32_t thread) {
     for (int64_t row = begin; row < end; ++row) {
-      const SeqSlot slot = batch.seq_slots[batch.sample_seqs[row]];
-      sampled_[row] = samplers_[thread].Sample(logits.subspan(row * vocab_size, vocab_size),
-                                               slots_.params(slot), batch.output_indices[row]);
+      SampleRow(row, slots_.params(batch.seq_slots[batch.sample_seqs[row]]),
+                batch.output_indices[row], logits.subspan(row * vocab_size, vocab_size),
+                &samplers_[thread]);
     }
   });
+}
+
+void CpuBackend::SampleRow(int64_t row, const SamplingParams& params, int32_t output_index,
+                           std::span<float> logits, Sampler* sampler) {
+  sampled_[row] = sampler->Sample(logits, params, output_index);
+  if (num_logprobs_[row] >= 0) {
+    logprobs_[row] = Sampler::Logprobs(logits, sampled_[row], Top(row));
+  }
+}
+
+std::span<TokenLogprob> CpuBackend::Top(int64_t row) {
+  const int32_t size = std::clamp(num_logprobs_[row], 0, info_.vocab_size);
+  return std::span(top_).subspan(row * SamplingParams::kMaxLogprobs, size);
 }
 
 }  // namespace ferrite

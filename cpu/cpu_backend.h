@@ -55,7 +55,12 @@ class CpuBackend : public Backend {
   explicit CpuBackend(const BackendInfo& info);
 
   void ResolveInputs(const Batch& batch);
+  void PrepareSamples(const Batch& batch);
   void Sample(const Batch& batch, std::span<float> logits);
+  void SampleRow(int64_t row, const SamplingParams& params, int32_t output_index,
+                 std::span<float> logits, Sampler* sampler);
+  // Where the row's likeliest tokens go.
+  std::span<TokenLogprob> Top(int64_t row);
 
   BackendInfo info_;
   SlotTable slots_;
@@ -63,7 +68,12 @@ class CpuBackend : public Backend {
   std::unique_ptr<ForwardPass> forward_;
   std::vector<Sampler> samplers_;   // [num_threads]
   std::vector<TokenId> token_ids_;  // [T] the step's inputs
-  std::vector<TokenId> sampled_;    // [R] of the last launched step
+  // Of the last launched step.
+  std::vector<TokenId> sampled_;       // [R]
+  std::vector<int32_t> num_logprobs_;  // [R] as asked for
+  bool any_logprobs_ = false;
+  std::vector<float> logprobs_;    // [R]
+  std::vector<TokenLogprob> top_;  // [max_sequences, kMaxLogprobs]
   uint64_t step_ = 0;
   bool outstanding_ = false;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "engine/ids.h"
@@ -65,12 +66,43 @@ struct Batch {
   }
 };
 
+// The natural logarithm of the softmax of the raw logits (fp32, before temperature, barred tokens
+// and truncation), at `id`.
+struct TokenLogprob {
+  TokenId id = 0;
+  float logprob = 0;
+};
+
 // What one step produced. Row r of the batch's sample rows owns
 // tokens [row_offsets[r], row_offsets[r+1]): 0..k of them, so that there is room for speculation.
 struct StepResult {
   uint64_t step = 0;
   std::vector<int32_t> row_offsets;  // [R+1]
   std::vector<TokenId> token_ids;    // [row_offsets[R]]
+
+  // Log-probabilities, of the tokens whose sequences ask for them (SamplingParams::num_logprobs).
+  // All three are empty if none does.
+  std::vector<float> logprobs;  // [row_offsets[R]]; NaN for a token whose sequence does not ask
+  std::vector<int32_t> top_offsets;  // [row_offsets[R] + 1]
+  // Token t owns top[top_offsets[t]] up to top[top_offsets[t+1]]: the likeliest tokens in its
+  // place, likeliest first, ties by id; no more than the vocabulary has.
+  std::vector<TokenLogprob> top;
+
+  void ClearLogprobs() {
+    logprobs.clear();
+    top_offsets.clear();
+    top.clear();
+  }
+
+  // Adds the next token's, `likeliest` empty if only its own was asked for.
+  void AppendLogprobs(float logprob, std::span<const TokenLogprob> likeliest) {
+    if (top_offsets.empty()) {
+      top_offsets.push_back(0);
+    }
+    logprobs.push_back(logprob);
+    top.insert(top.end(), likeliest.begin(), likeliest.end());
+    top_offsets.push_back(static_cast<int32_t>(top.size()));
+  }
 };
 
 }  // namespace ferrite

@@ -14,6 +14,7 @@ constexpr float kBarred = -std::numeric_limits<float>::infinity();
 // distributions rarely need more than the first round.
 constexpr size_t kFirstSorted = 64;
 constexpr size_t kSortedGrowth = 8;
+constexpr size_t kUsuallyBarred = 32;
 
 // The lowest id among the largest logits. NaN never compares greater, so it is never chosen; a row
 // of nothing but NaN and -inf gives token 0.
@@ -65,17 +66,39 @@ class Sampler::Walk {
   size_t sorted_ = 0;
 };
 
-Sampler::Sampler(int32_t vocab_size) : weights_(vocab_size) { candidates_.reserve(vocab_size); }
+Sampler::Sampler(int32_t vocab_size) : weights_(vocab_size) {
+  barred_.reserve(kUsuallyBarred);
+  candidates_.reserve(vocab_size);
+}
 
 TokenId Sampler::Sample(std::span<float> logits, const SamplingParams& params,
                         int32_t output_index) {
   if (output_index < params.min_new_tokens) {
-    for (const TokenId id : params.end_token_ids) {
-      if (id >= 0 && static_cast<size_t>(id) < logits.size()) {
-        logits[id] = kBarred;
-      }
+    Bar(logits, params.end_token_ids);
+  }
+  const TokenId token = Choose(logits, params, output_index);
+  Unbar(logits);
+  return token;
+}
+
+void Sampler::Bar(std::span<float> logits, std::span<const TokenId> ids) {
+  for (const TokenId id : ids) {
+    if (id >= 0 && static_cast<size_t>(id) < logits.size()) {
+      barred_.push_back({logits[id], id});
+      logits[id] = kBarred;
     }
   }
+}
+
+// Backwards, since an id may have been named twice.
+void Sampler::Unbar(std::span<float> logits) {
+  for (; !barred_.empty(); barred_.pop_back()) {
+    logits[barred_.back().id] = barred_.back().logit;
+  }
+}
+
+TokenId Sampler::Choose(std::span<const float> logits, const SamplingParams& params,
+                        int32_t output_index) {
   const TokenId likeliest = ArgMax(logits);
   const float max_logit = logits[likeliest];
   // An infinite or NaN maximum leaves no distribution to draw from.
@@ -140,6 +163,37 @@ double Sampler::Weigh(std::span<const float> logits, float max_logit,
     total += weights_[candidate.id];
   }
   return total;
+}
+
+float Sampler::Logprobs(std::span<const float> logits, TokenId token, std::span<TokenLogprob> top) {
+  const float max_logit = logits[ArgMax(logits)];
+  double total = 0;
+  for (const float logit : logits) {
+    const double weight = std::exp(static_cast<double>(logit) - max_logit);
+    total += weight > 0 ? weight : 0;  // NaN is nothing
+  }
+  const double normalizer = max_logit + std::log(total);
+  const auto logprob = [&](float logit) { return static_cast<float>(logit - normalizer); };
+
+  // Sorted by insertion: almost every token fails the first comparison. NaN, like -inf, comes last.
+  const auto value = [&](TokenId id) { return std::isnan(logits[id]) ? kBarred : logits[id]; };
+  for (size_t id = 0, held = 0; !top.empty() && id < logits.size(); ++id) {
+    const auto candidate = static_cast<TokenId>(id);
+    size_t at = held;
+    while (at > 0 && value(candidate) > value(top[at - 1].id)) {
+      --at;
+    }
+    if (at == top.size()) {
+      continue;
+    }
+    held = std::min(held + 1, top.size());
+    std::move_backward(top.begin() + at, top.begin() + held - 1, top.begin() + held);
+    top[at].id = candidate;
+  }
+  for (TokenLogprob& entry : top) {
+    entry.logprob = logprob(logits[entry.id]);
+  }
+  return logprob(logits[token]);
 }
 
 // Removes candidates so light that all of them together could not make up the mass that top_p cuts

@@ -9,6 +9,8 @@
 namespace ferrite {
 
 struct SamplingParams {
+  static constexpr int32_t kMaxLogprobs = 20;
+
   float temperature = 1.0f;  // 0 is greedy, ties to the lowest id
   int32_t top_k = 0;         // 0 keeps all
   float top_p = 1.0f;        // (0, 1]; 1 keeps all
@@ -20,6 +22,10 @@ struct SamplingParams {
   // end tokens and the request's stop tokens) cannot be sampled.
   int32_t min_new_tokens = 0;
   std::vector<TokenId> end_token_ids = {};
+
+  // Which log-probabilities come with each token: -1 none; 0 its own; up to kMaxLogprobs, also
+  // those of so many likeliest tokens.
+  int32_t num_logprobs = -1;
 };
 
 }  // namespace ferrite

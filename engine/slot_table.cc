@@ -32,6 +32,11 @@ absl::Status SlotTable::Apply(const Batch& batch) {
       return BadBatch(batch, "slot_assignments has slot ", slot, " of ", info_.max_sequences,
                       assignment.params == nullptr ? " without params" : "");
     }
+    const int32_t num_logprobs = assignment.params->num_logprobs;
+    if (num_logprobs < -1 || num_logprobs > SamplingParams::kMaxLogprobs) {
+      return BadBatch(batch, "slot ", slot, " asks for ", num_logprobs, " logprobs; the most are ",
+                      SamplingParams::kMaxLogprobs);
+    }
     params_[slot] = *assignment.params;
     std::fill_n(block_tables_.begin() + int64_t{slot} * blocks_per_slot_, blocks_per_slot_,
                 BlockId{});

@@ -64,9 +64,10 @@ TEST(CpuAllocationTest, AStepAllocatesNothing) {
                                            .max_sequences = 4,
                                            .max_step_tokens = 64})
                            .value();
-  const SamplingParams params[] = {{.temperature = 0},
-                                   {.temperature = 1.5f, .top_p = 0.9f, .seed = 1},
-                                   {.temperature = 1.5f, .top_k = 10, .min_p = 0.1f, .seed = 2}};
+  const SamplingParams params[] = {
+      {.temperature = 0},
+      {.temperature = 1.5f, .top_p = 0.9f, .seed = 1, .num_logprobs = 20},
+      {.temperature = 1.5f, .top_k = 10, .min_p = 0.1f, .seed = 2}};
   PagedBatch paged(4, blocks);
   StepResult result;
   for (int32_t i = 0; i < 30; ++i) {

@@ -224,6 +224,58 @@ TEST(SamplerTest, TheDrawDependsOnSeedSampleAndIndexOnly) {
   EXPECT_GT(others.size(), 10u);
 }
 
+TEST(SamplerTest, LogitsAreLeftAsTheyWere) {
+  SamplingParams params = {.min_new_tokens = 3, .end_token_ids = {2, 0, 2, -1, 50}};
+  const std::vector<float> logits = {8, 1, 9, 2};
+  for (const float temperature : {0.0f, 1.0f}) {
+    params.temperature = temperature;
+    std::vector<float> row = logits;
+    Sampler(4).Sample(row, params, 0);
+    EXPECT_EQ(row, logits);
+  }
+}
+
+TEST(SamplerTest, LogprobsAreThoseOfTheSoftmaxInOrder) {
+  for (const int vocab_size : {1, 2, 19, 20, 50, 512, 32000}) {
+    std::vector<float> logits = RandomLogits(vocab_size, 3.0, vocab_size);
+    if (vocab_size > 20) {
+      std::for_each(logits.begin(), logits.end(), [](float& x) { x = std::round(4 * x) / 4; });
+    }
+    double total = 0;
+    for (const float logit : logits) {
+      total += std::exp(double{logit});
+    }
+    std::vector<TokenId> order(vocab_size);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
+    for (const int size : {0, 1, 5, 20}) {
+      std::vector<TokenLogprob> top(std::min(size, vocab_size));
+      const TokenId token = vocab_size / 2;
+      EXPECT_NEAR(Sampler::Logprobs(logits, token, top), logits[token] - std::log(total), 1e-5);
+      for (size_t i = 0; i < top.size(); ++i) {
+        EXPECT_EQ(top[i].id, order[i]) << vocab_size << " " << i;
+        EXPECT_NEAR(top[i].logprob, logits[order[i]] - std::log(total), 1e-5);
+      }
+    }
+  }
+}
+
+TEST(SamplerTest, LogprobsOfEqualAndExtremeLogits) {
+  std::vector<TokenLogprob> top(20);
+  EXPECT_NEAR(Sampler::Logprobs(std::vector<float>(1000, -7e4f), 3, top), -std::log(1000), 1e-5);
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(top[i].id, i);
+  }
+  top.resize(2);
+  EXPECT_EQ(Sampler::Logprobs(std::vector<float>{3e38f, -3e38f, 0}, 0, top), 0);
+  EXPECT_EQ(top[1].id, 2);
+  EXPECT_NEAR(top[1].logprob, -3e38f, 1e32);
+  // No distribution, but still tokens.
+  Sampler::Logprobs(std::vector<float>{kNan, -kInfinity, kNan}, 0, top);
+  EXPECT_NE(top[0].id, top[1].id);
+}
+
 TEST(SamplerTest, ExtremeRowsGiveAnAnswer) {
   for (const float temperature : {0.0f, 1.0f, 1e-38f, 1e30f}) {
     SCOPED_TRACE(temperature);
