@@ -1,6 +1,8 @@
 // Whole steps of the CUDA backend on random weights of a named shape: decode at several batch sizes
 // and prefill, each beside its floor on this chip (docs: DESIGN's "How we count"). The step is as
 // served: all layers, head, sampling, two steps outstanding. Prints one JSON object.
+#include <cuda_profiler_api.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -11,7 +13,9 @@
 #include <vector>
 
 #include "benchmarks/cuda/device_ceilings.h"
+#include "benchmarks/cuda/graph_timeline.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/cuda_status.h"
 #include "cuda/model_shapes.h"
 #include "engine/status_macros.h"
 
@@ -28,6 +32,8 @@ struct Options {
   int steps = 64;
   int prefill = 2048;
   bool graphs = true;
+  bool gaps = false;
+  std::string profile;  // "decode", "prefill"
 };
 
 double SecondsSince(Clock::time_point begin) {
@@ -39,6 +45,17 @@ int64_t MatrixElements(const ModelConfig& config) {
   const int64_t layer = hidden * (config.q_size() + 2 * config.kv_size()) +
                         hidden * config.q_size() + 3 * hidden * config.intermediate_size;
   return layer * config.num_layers + hidden * config.vocab_size;
+}
+
+// What the products of a step read: names as the layers have them, bytes of 16-bit weights. A table
+// of kernels tells by these which product it sees.
+nlohmann::json Products(const ModelConfig& config) {
+  const double hidden = config.hidden_size;
+  return {{"qkv", 2 * hidden * (config.q_size() + 2 * config.kv_size())},
+          {"o", 2 * hidden * config.q_size()},
+          {"gate_up", 4 * hidden * config.intermediate_size},
+          {"down", 2 * hidden * config.intermediate_size},
+          {"lm_head", 2 * hidden * config.vocab_size}};
 }
 
 // Drives the backend with sequences that each have their own blocks, in order.
@@ -93,6 +110,28 @@ class Driver {
     return SecondsSince(begin) / (steps - 1);
   }
 
+  // One decode step after a first, or one prefill step of a new sequence, alone between the marks
+  // that profilers look for.
+  absl::Status Profile(int32_t sequences, int32_t context, bool decode) {
+    for (const bool measured : {false, true}) {
+      NewBatch();
+      if (!decode) {
+        batch_.slot_assignments.push_back({SeqSlot{0}, &params_});
+        Append(0, 0, context, true, -1);
+      }
+      for (int32_t s = 0; decode && s < sequences; ++s) {
+        Append(s, context + (measured ? 1 : 0), 1, true, measured ? s : -1);
+      }
+      if (measured) {
+        FERRITE_RETURN_IF_CUDA_ERROR(cudaProfilerStart());
+      }
+      RETURN_IF_ERROR(backend_.Launch(batch_));
+      RETURN_IF_ERROR(backend_.Wait(&result_));
+    }
+    FERRITE_RETURN_IF_CUDA_ERROR(cudaProfilerStop());
+    return absl::OkStatus();
+  }
+
  private:
   void NewBatch() {
     batch_.Clear();
@@ -125,6 +164,23 @@ class Driver {
   uint64_t step_ = 0;
 };
 
+// What decode steps leave idle between them.
+absl::StatusOr<nlohmann::json> MeasureGaps(Driver* driver, int32_t sequences,
+                                           const Options& options) {
+  ASSIGN_OR_RETURN(const auto timeline, GraphTimeline::Start(/*device=*/0, options.steps));
+  RETURN_IF_ERROR(driver->Decode(sequences, options.context, options.steps).status());
+  ASSIGN_OR_RETURN(GraphTimeline::Times times, timeline->Read());
+  if (times.gaps_us.empty()) {
+    return nullptr;
+  }
+  std::sort(times.gaps_us.begin(), times.gaps_us.end());
+  std::sort(times.graphs_us.begin(), times.graphs_us.end());
+  return nlohmann::json{{"p50", times.gaps_us[times.gaps_us.size() / 2]},
+                        {"p99", times.gaps_us[times.gaps_us.size() * 99 / 100]},
+                        {"max", times.gaps_us.back()},
+                        {"graph_p50", times.graphs_us[times.graphs_us.size() / 2]}};
+}
+
 absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, NamedModelShape(options.model));
   ASSIGN_OR_RETURN(const DeviceCeilings ceilings, MeasureDeviceCeilings());
@@ -148,6 +204,14 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   const double weight_bytes = 2.0 * static_cast<double>(MatrixElements(config));
   const double kv_bytes = 4.0 * config.num_layers * config.kv_size();  // a token of context
   Driver driver(backend.get(), backend_options.max_sequence_length);
+  if (!options.profile.empty()) {
+    const bool decode = options.profile == "decode";
+    const int32_t sequences = decode ? options.batches[0] : 1;
+    RETURN_IF_ERROR(driver.Prefill(sequences, decode ? options.context : 1).status());
+    RETURN_IF_ERROR(driver.Profile(sequences, decode ? options.context : options.prefill, decode));
+    report["products"] = Products(config);
+    return report;
+  }
   for (const int batch : options.batches) {
     RETURN_IF_ERROR(driver.Prefill(batch, options.context).status());
     ASSIGN_OR_RETURN(const double seconds, driver.Decode(batch, options.context, options.steps));
@@ -161,6 +225,10 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
                                 {"floor_ms", floor * 1e3},
                                 {"share_of_floor", floor / seconds},
                                 {"tokens_per_second", batch / seconds}});
+    if (options.gaps) {
+      ASSIGN_OR_RETURN(report["decode"].back()["idle_gap_us"],
+                       MeasureGaps(&driver, batch, options));
+    }
   }
   if (options.prefill > 0) {
     RETURN_IF_ERROR(driver.Prefill(1, options.prefill).status());
@@ -190,6 +258,9 @@ int Main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "decode steps measured")->check(CLI::Range(2, 100000));
   app.add_option("--prefill", options.prefill, "tokens of the prefill measured; 0: none");
   app.add_flag("!--no-graphs", options.graphs, "enqueue every step kernel by kernel");
+  app.add_flag("--gaps", options.gaps, "decode again, timing what lies between the graphs");
+  app.add_option("--profile", options.profile, "only one step, between a profiler's marks")
+      ->check(CLI::IsMember({"decode", "prefill"}));
   CLI11_PARSE(app, argc, argv);
   const absl::StatusOr<nlohmann::json> report = RunBench(options);
   if (!report.ok()) {
