@@ -4,6 +4,7 @@
 #include <string>
 
 #include "client/abort.h"
+#include "client/bench.h"
 #include "client/connection.h"
 #include "client/exit_code.h"
 #include "client/generate.h"
@@ -35,6 +36,7 @@ int RunClient(int argc, const char* const* argv, const Console& console) {
   InfoOptions info;
   HealthOptions health;
   AbortOptions abort;
+  BenchOptions bench;
   CLI::App app("Talks to a Ferrite server.", "ferrite");
   try {
     app.set_version_flag("--version", std::string("ferrite ") + FERRITE_VERSION);
@@ -50,6 +52,7 @@ int RunClient(int argc, const char* const* argv, const Console& console) {
     const CLI::App* detokenize_command = AddDetokenize(&app, &detokenize);
     const CLI::App* info_command = AddInfo(&app, &info);
     const CLI::App* health_command = AddHealth(&app, &health);
+    const CLI::App* bench_command = AddBench(&app, &bench);
     AddAbort(&app, &abort);
 
     app.parse(argc, argv);
@@ -58,6 +61,7 @@ int RunClient(int argc, const char* const* argv, const Console& console) {
     if (*detokenize_command) return RunDetokenize(detokenize, connection, console);
     if (*info_command) return RunInfo(info, connection, console);
     if (*health_command) return RunHealth(health, connection, console);
+    if (*bench_command) return RunBench(bench, connection, console);
     return RunAbort(abort, connection, console);
   } catch (const CLI::Success& asked) {  // --help, --version
     app.exit(asked, console.out, console.err);

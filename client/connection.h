@@ -18,12 +18,17 @@ struct ConnectionOptions {
   std::optional<double> timeout_seconds;   // of each call; unset: none
 };
 
+// Ends the call with DEADLINE_EXCEEDED after so long; infinity leaves it without a deadline.
+void SetTimeout(double seconds, grpc::ClientContext* context);
+
 // Connects when the first call is made. Watches for SIGINT as long as it lives.
 class Connection {
  public:
   explicit Connection(const ConnectionOptions& options);
 
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  // Another connection to the same server, shared with no other channel.
+  std::shared_ptr<grpc::Channel> NewChannel() const;
   const ConnectionOptions& options() const { return options_; }
   bool interrupted() const { return interrupts_.interrupted(); }
 

@@ -11,6 +11,7 @@ struct Console {
   bool in_is_terminal;
   std::ostream& out;
   std::ostream& err;
+  bool err_is_terminal = false;
 };
 
 }  // namespace ferrite

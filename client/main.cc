@@ -1,4 +1,4 @@
-// `ferrite`: generate, tokenize, detokenize, info, health and abort from a terminal.
+// `ferrite`: generate, tokenize, detokenize, info, health, abort and bench from a terminal.
 #include <unistd.h>
 
 #include <iostream>
@@ -6,6 +6,7 @@
 #include "client/cli.h"
 
 int main(int argc, char** argv) {
-  return ferrite::RunClient(argc, argv,
-                            {std::cin, isatty(STDIN_FILENO) == 1, std::cout, std::cerr});
+  return ferrite::RunClient(
+      argc, argv,
+      {std::cin, isatty(STDIN_FILENO) == 1, std::cout, std::cerr, isatty(STDERR_FILENO) == 1});
 }

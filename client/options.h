@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <system_error>
 #include <type_traits>
@@ -40,6 +41,31 @@ CLI::Option* AddOptional(CLI::App* app, const std::string& name, std::optional<T
     return true;
   };
   return app->add_option(name, store, help)->type_name(CLI::detail::type_name<T>());
+}
+
+// A number from `least` to `most`; its help says the default, which `value` holds.
+template <typename T>
+CLI::Option* AddBounded(CLI::App* app, const std::string& name, T* value, T least, T most,
+                        const std::string& help) {
+  const auto text = [](T number) {
+    std::ostringstream written;
+    written << number;
+    return written.str();
+  };
+  const std::string kind = std::is_integral_v<T> ? "an integer" : "a number";
+  const std::string bounds = kind + " from " + text(least) + " to " + text(most);
+  const auto check = [least, most, bounds](const std::string& given) -> std::string {
+    T parsed{};
+    const bool good = ParseArgument(given, &parsed) && parsed >= least && parsed <= most;
+    return good ? "" : "'" + given + "' must be " + bounds;
+  };
+  const CLI::callback_t store = [value](const CLI::results_t& given) {
+    return ParseArgument(given.front(), value);
+  };
+  return app->add_option(name, store, help)
+      ->check(CLI::Validator(check, ""))
+      ->type_name(std::is_integral_v<T> ? "INT" : "NUMBER")
+      ->default_str(text(*value));
 }
 
 // An option that may be repeated, each time with one argument. CLI11's own support of vectors gives

@@ -25,22 +25,30 @@ grpc::Status FakeInference::GenerateStream(grpc::ServerContext* context,
                                            const v1::GenerateRequest* request,
                                            grpc::ServerWriter<v1::GenerateStreamResponse>* writer) {
   ++calls;
-  streamed = true;
-  generate_request = *request;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    streamed = true;
+    generate_request = *request;
+  }
   v1::GenerateStreamResponse message;
   *message.mutable_started() = response.info();
   writer->Write(message);
-  for (const std::string& delta : deltas) {
+  for (size_t i = 0; i < deltas.size(); ++i) {
     message.mutable_delta()->clear_choices();
-    message.mutable_delta()->add_choices()->set_text(delta);
+    v1::Choice* choice = message.mutable_delta()->add_choices();
+    choice->set_text(deltas[i]);
+    if (i < delta_ids.size()) {
+      choice->mutable_token_ids()->Assign(delta_ids[i].begin(), delta_ids[i].end());
+    }
     writer->Write(message);
   }
   if (wait_for_cancel) {
+    ++waiting;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (!context->IsCancelled() && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
-    saw_cancel = context->IsCancelled();
+    if (context->IsCancelled()) saw_cancel = true;
     return grpc::Status::CANCELLED;
   }
   if (status.ok() && send_finished) {

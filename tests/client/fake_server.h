@@ -4,7 +4,9 @@
 #include <grpcpp/server.h>
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -13,22 +15,24 @@
 
 namespace ferrite {
 
-// Set the answers before the call and read the requests after it: there is no lock.
+// Set the answers before the call and read the requests after it.
 class FakeInference : public v1::Inference::Service {
  public:
-  grpc::Status status;              // of every call
-  std::vector<std::string> deltas;  // of GenerateStream
-  v1::GenerateResponse response;    // of Generate; its choices end GenerateStream too
-  bool send_finished = true;        // the last message of GenerateStream
-  bool wait_for_cancel = false;     // after the deltas
+  grpc::Status status;                          // of every call
+  std::vector<std::string> deltas;              // of GenerateStream
+  std::vector<std::vector<int32_t>> delta_ids;  // token ids of the deltas, as far as they are given
+  v1::GenerateResponse response;                // of Generate; its choices end GenerateStream too
+  bool send_finished = true;                    // the last message of GenerateStream
+  bool wait_for_cancel = false;                 // after the deltas
   v1::TokenizeResponse tokens;
   v1::DetokenizeResponse text;
 
-  int calls = 0;
+  std::atomic<int> calls = 0;
   bool streamed = false;
   v1::GenerateRequest generate_request;
   v1::TokenizeRequest tokenize_request;
   v1::DetokenizeRequest detokenize_request;
+  std::atomic<int> waiting = 0;  // calls that have come to wait_for_cancel
   std::atomic<bool> saw_cancel = false;
 
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
@@ -39,6 +43,9 @@ class FakeInference : public v1::Inference::Service {
                         v1::TokenizeResponse* answer) override;
   grpc::Status Detokenize(grpc::ServerContext* context, const v1::DetokenizeRequest* request,
                           v1::DetokenizeResponse* answer) override;
+
+ private:
+  std::mutex mutex_;  // streams may come together, and each leaves its request
 };
 
 class FakeControl : public v1::Control::Service {
