@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -110,6 +112,7 @@ GpuSamplingParams ToGpu(const SamplingParams& params) {
   gpu.seed = params.seed;
   gpu.sample_index = params.sample_index;
   gpu.min_new_tokens = params.min_new_tokens;
+  gpu.num_logprobs = params.num_logprobs;
   gpu.num_end_tokens = static_cast<int32_t>(params.end_token_ids.size());
   std::copy(params.end_token_ids.begin(), params.end_token_ids.end(), gpu.end_token_ids);
   return gpu;
@@ -205,6 +208,9 @@ absl::Status CudaBackend::AllocateSteps() {
                      PinnedBuffer<int32_t>::Create(info_.max_sequences, "step inputs"));
     ASSIGN_OR_RETURN(flight.tokens,
                      PinnedBuffer<int32_t>::Create(info_.max_sequences, "sampled tokens"));
+    ASSIGN_OR_RETURN(flight.logprobs, PinnedBuffer<GpuRowLogprobs>::Create(info_.max_sequences,
+                                                                           "log-probabilities"));
+    flight.num_logprobs.reserve(info_.max_sequences);
     ASSIGN_OR_RETURN(Event done, Event::Create(device));
     flight.done = std::make_unique<Event>(std::move(done));
   }
@@ -266,6 +272,7 @@ absl::Status CudaBackend::Launch(const Batch& batch) {
                                                  flight.num_samples * sizeof(int32_t),
                                                  cudaMemcpyDeviceToHost, stream_.get()));
   }
+  RETURN_IF_ERROR(ReadLogprobs(batch, &flight));
   RETURN_IF_ERROR(flight.done->Record(stream_));
   last_samples_ = flight.num_samples;
   ++launched_;
@@ -340,6 +347,39 @@ absl::Status CudaBackend::EnqueueStep(const Batch& batch, InFlight* flight) {
   return forward_->Enqueue(step);
 }
 
+// Enqueues the copy of the rows' log-probabilities, if one of them has any.
+absl::Status CudaBackend::ReadLogprobs(const Batch& batch, InFlight* flight) {
+  flight->num_logprobs.clear();
+  flight->any_logprobs = false;
+  for (const int32_t sequence : batch.sample_seqs) {
+    const int32_t wanted = slots_.params(batch.seq_slots[sequence]).num_logprobs;
+    flight->num_logprobs.push_back(wanted);
+    flight->any_logprobs = flight->any_logprobs || wanted >= 0;
+  }
+  if (!flight->any_logprobs) {
+    return absl::OkStatus();
+  }
+  return CudaStatus(cudaMemcpyAsync(flight->logprobs.data(), forward_->logprobs(),
+                                    flight->num_samples * sizeof(GpuRowLogprobs),
+                                    cudaMemcpyDeviceToHost, stream_.get()),
+                    "copying log-probabilities");
+}
+
+void CudaBackend::TakeLogprobs(const InFlight& flight, StepResult* result) const {
+  result->ClearLogprobs();
+  for (int32_t row = 0; flight.any_logprobs && row < flight.num_samples; ++row) {
+    const GpuRowLogprobs& from = flight.logprobs.data()[row];
+    const int32_t wanted = flight.num_logprobs[row];
+    std::array<TokenLogprob, GpuRowLogprobs::kMaxTop> top;
+    const int32_t size = std::clamp(wanted, 0, info_.vocab_size);
+    for (int32_t i = 0; i < size; ++i) {
+      top[i] = {from.top_ids[i], from.top[i]};
+    }
+    result->AppendLogprobs(wanted >= 0 ? from.chosen : std::numeric_limits<float>::quiet_NaN(),
+                           std::span(top).first(size));
+  }
+}
+
 absl::Status CudaBackend::Wait(StepResult* result) {
   if (waited_ == launched_) {
     return absl::FailedPreconditionError("no step is outstanding");
@@ -354,6 +394,7 @@ absl::Status CudaBackend::Wait(StepResult* result) {
   for (int32_t row = 0; row <= flight.num_samples; ++row) {
     result->row_offsets[row] = row;
   }
+  TakeLogprobs(flight, result);
   return absl::OkStatus();
 }
 

@@ -82,6 +82,9 @@ class CudaBackend : public Backend {
     PinnedBuffer<GpuSamplingParams> params;
     PinnedBuffer<int32_t> param_slots;
     PinnedBuffer<int32_t> tokens;  // [max_sequences], what was sampled
+    bool any_logprobs = false;
+    std::vector<int32_t> num_logprobs;      // [num_samples], as asked for
+    PinnedBuffer<GpuRowLogprobs> logprobs;  // [max_sequences], if any were
     std::unique_ptr<Event> done;
   };
   struct DecodeGraph {
@@ -102,6 +105,8 @@ class CudaBackend : public Backend {
   absl::Status CaptureGraphs();
   absl::Status UploadChanges(const Batch& batch, InFlight* flight);
   absl::Status EnqueueStep(const Batch& batch, InFlight* flight);
+  absl::Status ReadLogprobs(const Batch& batch, InFlight* flight);
+  void TakeLogprobs(const InFlight& flight, StepResult* result) const;
   const DecodeGraph* FindGraph(const Batch& batch) const;
   InFlight& Flight(uint64_t index) { return flights_[index % flights_.size()]; }
 

@@ -85,7 +85,9 @@ int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo&
   constexpr int64_t kPartials = int64_t{16} << 20;
   return GpuMatmul::kWorkspaceBytes + kPartials +
          static_cast<int64_t>(AttentionWorkspaceBytes(config, info, num_multiprocessors) +
-                              SampleWorkspaceBytes(info.max_sequences, config.vocab_size));
+                              SampleWorkspaceBytes(info.max_sequences, config.vocab_size) +
+                              LogprobsWorkspaceBytes(info.max_sequences, config.vocab_size) +
+                              info.max_sequences * sizeof(GpuRowLogprobs));
 }
 
 absl::Status GpuForward::Allocate() {
@@ -139,6 +141,15 @@ absl::Status GpuForward::SizeScratch() {
                                         static_cast<int64_t>(SampleWorkspaceBytes(
                                             info_.max_sequences, config_.vocab_size)),
                                         "sampling's workspace"));
+  ASSIGN_OR_RETURN(logprobs_, DeviceBuffer<GpuRowLogprobs>::Create(device, info_.max_sequences,
+                                                                   "log-probabilities"));
+  ASSIGN_OR_RETURN(logprobs_workspace_,
+                   DeviceMemory::Create(device,
+                                        static_cast<int64_t>(LogprobsWorkspaceBytes(
+                                            info_.max_sequences, config_.vocab_size)),
+                                        "log-probabilities' workspace"));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(logprobs_workspace_.data(), 0, logprobs_workspace_.bytes(), stream_.get()));
   StreamMatmulScratch most;
   const LayerWeights& layer = weights_.layers.front();
   for (const DenseLinear& linear : {Dense(layer.qkv), Dense(layer.o), Dense(layer.gate_up),
@@ -300,7 +311,18 @@ absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
   sample.output_indices = step.inputs.output_indices;
   sample.tokens = sampled_.data();
   sample.workspace = sample_workspace_.data();
-  return CudaStatus(SampleTokens(sample, stream_.get()), "SampleTokens");
+  FERRITE_RETURN_IF_CUDA_ERROR(SampleTokens(sample, stream_.get()));
+  LogprobsArguments logprobs;
+  logprobs.logits = logits_.data();
+  logprobs.num_rows = rows;
+  logprobs.max_rows = info_.max_sequences;
+  logprobs.vocab_size = config_.vocab_size;
+  logprobs.params = params_.data();
+  logprobs.row_slots = step.inputs.row_slots;
+  logprobs.tokens = sampled_.data();
+  logprobs.out = logprobs_.data();
+  logprobs.workspace = logprobs_workspace_.data();
+  return CudaStatus(ComputeLogprobs(logprobs, stream_.get()), "ComputeLogprobs");
 }
 
 absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight,

@@ -10,6 +10,7 @@
 #include "cuda/device_buffer.h"
 #include "cuda/gpu_matmul.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/logprobs.h"
 #include "cuda/kernels/sample.h"
 #include "cuda/kernels/stream_matmul.h"
 #include "cuda/step_inputs.h"
@@ -48,7 +49,9 @@ class GpuForward {
   // Enqueues the whole step: row r's token goes to sampled()[r].
   absl::Status Enqueue(const GpuStep& step) const;
 
-  int32_t* sampled() const { return sampled_.data(); }    // [max_sequences]
+  int32_t* sampled() const { return sampled_.data(); }  // [max_sequences]
+  // [max_sequences]; those of rows whose parameters ask for them
+  const GpuRowLogprobs* logprobs() const { return logprobs_.data(); }
   const float* logits() const { return logits_.data(); }  // [max_sequences, vocab]
   int32_t* block_tables() const {
     return block_tables_.data();
@@ -95,7 +98,9 @@ class GpuForward {
   DeviceBuffer<float> logits_;        // [S, vocab]
   DeviceBuffer<int32_t> sampled_;     // [S]
   DeviceBuffer<float> attention_workspace_;
+  DeviceBuffer<GpuRowLogprobs> logprobs_;  // [S]
   DeviceMemory sample_workspace_;
+  DeviceMemory logprobs_workspace_;
   DeviceBuffer<float> partials_;    // StreamMatmul's
   DeviceBuffer<int32_t> counters_;  // StreamMatmul's
 };

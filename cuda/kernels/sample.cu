@@ -39,6 +39,10 @@ __global__ __launch_bounds__(kScanThreads) void FindLikeliest(SampleArguments a)
       state.weights[i] = 0;
       state.counts[i] = 0;
     }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      state.blocks_done = 0;
+      state.num_listed = 0;
+    }
   }
   const int32_t part = (a.vocab_size + gridDim.x - 1) / gridDim.x;
   const int32_t begin = blockIdx.x * part;
@@ -113,28 +117,38 @@ __global__ __launch_bounds__(kSumThreads) void SumWeights(SampleArguments a, int
   }
 }
 
-// grid [rows]. Chooses the tokens of the rows that draw.
+// grid [parts, rows]. Chooses the tokens of the rows that draw: every block lists what its part has
+// in the bins that matter, and a row's last block to finish draws.
 __global__ __launch_bounds__(kDrawThreads) void DrawTokens(SampleArguments a, int32_t splits) {
   __shared__ DrawShared shared;
   AllowNext();
   WaitForPrevious();
-  if (a.row_slots[blockIdx.x] < 0) {
+  if (a.row_slots[blockIdx.y] < 0) {
     return;
   }
-  Row row(a, blockIdx.x);
+  Row row(a, blockIdx.y);
   if (!(row.params->temperature > 0)) {
     return;
   }
-  const RowState& state = static_cast<const RowState*>(a.workspace)[blockIdx.x];
+  RowState& state = static_cast<RowState*>(a.workspace)[blockIdx.y];
   row.max_logit = LogitOf(ReadLikeliest(state, splits));
   if (!isfinite(row.max_logit)) {
     return;
   }
-  const int32_t token = Drawing(row, state, shared)
-                            .Draw(UniformDraw(row.params->seed, row.params->sample_index,
-                                              static_cast<uint32_t>(a.output_indices[blockIdx.x])));
+  const float uniform = UniformDraw(row.params->seed, row.params->sample_index,
+                                    static_cast<uint32_t>(a.output_indices[blockIdx.y]));
+  Drawing drawing(row, state, shared);
+  drawing.Predict(uniform);
+  const int32_t part = (a.vocab_size + gridDim.x - 1) / gridDim.x;
+  const int32_t begin = blockIdx.x * part;
+  drawing.ListPart(begin, min(begin + part, a.vocab_size), &state);
+  if (!drawing.IsLastBlock(&state)) {
+    return;
+  }
+  drawing.TakeList(state);
+  const int32_t token = drawing.Draw(uniform);
   if (token >= 0) {
-    a.tokens[blockIdx.x] = token;
+    a.tokens[blockIdx.y] = token;
   }
 }
 
@@ -151,20 +165,21 @@ size_t SampleWorkspaceBytes(int32_t max_rows, int32_t /*vocab_size*/) {
 }
 
 cudaError_t SampleTokens(const SampleArguments& a, cudaStream_t stream) {
-  const int32_t splits = Parts(a, 1024, 4096, kMaxSplits);
+  const int32_t splits = Parts(a, 1024, 2048, kMaxSplits);
   const dim3 scan_grid(splits, a.num_rows);
   if (const cudaError_t error =
           LaunchOverlapped(FindLikeliest, scan_grid, kScanThreads, 0, stream, a);
       error != cudaSuccess) {
     return error;
   }
-  const dim3 sum_grid(Parts(a, 512, 4096, kMaxSplits), a.num_rows);
+  const dim3 sum_grid(Parts(a, 512, 2048, kMaxSplits), a.num_rows);
   if (const cudaError_t error =
           LaunchOverlapped(SumWeights, sum_grid, kSumThreads, 0, stream, a, splits);
       error != cudaSuccess) {
     return error;
   }
-  return LaunchOverlapped(DrawTokens, a.num_rows, kDrawThreads, 0, stream, a, splits);
+  const dim3 draw_grid(Parts(a, 256, 4096, kMaxSplits), a.num_rows);
+  return LaunchOverlapped(DrawTokens, draw_grid, kDrawThreads, 0, stream, a, splits);
 }
 
 }  // namespace ferrite

@@ -19,6 +19,7 @@ struct GpuSamplingParams {
   uint64_t seed = 0;
   uint32_t sample_index = 0;
   int32_t min_new_tokens = 0;
+  int32_t num_logprobs = -1;  // as in SamplingParams; for logprobs.h
   int32_t num_end_tokens = 0;
   int32_t end_token_ids[kMaxEndTokens] = {};
 };
@@ -38,8 +39,9 @@ struct SampleArguments {
 size_t SampleWorkspaceBytes(int32_t max_rows, int32_t vocab_size);
 
 // A row's result depends on that row alone: sums are of integers, the same in any order. Greedy
-// rows read their logits once; the others once more for a histogram of the weights, and about once
-// for each of top_k, top_p, min_p and the draw.
+// rows read their logits once; the others once more for a histogram of the weights, and once to
+// list the tokens near the bounds of top_k, top_p, min_p and the draw; where those are too many,
+// about once for each.
 cudaError_t SampleTokens(const SampleArguments& arguments, cudaStream_t stream);
 
 }  // namespace ferrite

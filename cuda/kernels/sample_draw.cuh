@@ -4,7 +4,9 @@
 // which is the first token where the running sum, of weights or of ones, reaches a goal? A
 // histogram over distances finds the bin, further ones over the keys in that bin narrow it down to
 // one key, and a key's tokens weigh the same. top_k, top_p and min_p each give the weight that
-// would be kept; the least of them is what the draw is a part of.
+// would be kept; the least of them is what the draw is a part of. From the histogram alone it can
+// be told in which few bins all of that will happen: their tokens are listed by many blocks, so
+// that one block need not read the whole row again for every question.
 #pragma once
 
 #include "cuda/kernels/sample_parts.cuh"
@@ -13,7 +15,6 @@ namespace ferrite::sampling {
 
 inline constexpr int kDrawThreads = 1024;
 inline constexpr int kDrawWarps = kDrawThreads / kWarpSize;
-inline constexpr uint32_t kMaxListed = 2816;  // as shared memory allows
 static_assert(kBins == 2 * kDrawThreads, "a thread holds two bins");
 
 // Tokens whose keys lie in [low_key, high_key], and all those before them.
@@ -41,10 +42,20 @@ struct Goal {
   }
 };
 
+// What a weight can be, for all that is known.
+struct Range {
+  Weight least;
+  Weight most;
+
+  __device__ Range Min(const Range& other) const {
+    return {min(least, other.least), min(most, other.most)};
+  }
+};
+
 // One block works on one row.
 struct DrawShared {
   Histogram histogram;
-  // Tokens of the bin in question, in any order; too many are counted but not listed.
+  // Tokens of the bins in question, in any order; too many are counted but not listed.
   uint32_t num_listed;
   float logits[kMaxListed];
   int32_t ids[kMaxListed];
@@ -52,6 +63,12 @@ struct DrawShared {
   uint32_t warp_counts[kDrawWarps];
   uint32_t bin;
   Interval at;
+  uint32_t wanted[kBins / 32];  // a bit for each bin whose tokens are listed for all questions
+  uint32_t first_wanted;
+  uint32_t last_wanted;
+  Range range;
+  uint32_t list_begin;
+  bool is_last_block;
 };
 
 // This thread's two bins of a histogram, and the sums of all bins before them.
@@ -162,49 +179,216 @@ class Drawing {
     bins_.Scan(0, 0, shared_);
   }
 
+  // Marks the bins that Draw may have to look into.
+  __device__ void Predict(float uniform) {
+    for (int i = static_cast<int>(threadIdx.x); i < kBins / 32; i += kDrawThreads) {
+      shared_.wanted[i] = 0;
+    }
+    if (threadIdx.x == 0) {
+      shared_.first_wanted = kBins;
+      shared_.last_wanted = 0;
+    }
+    __syncthreads();
+    const GpuSamplingParams& params = *row_.params;
+    Range kept = {bins_.total_weight, bins_.total_weight};
+    if (CutsTopK()) {
+      bins_.Locate({static_cast<uint32_t>(params.top_k), 0}, shared_);
+      kept = {shared_.at.weight_before, shared_.at.weight_before + shared_.at.weight};
+      if (threadIdx.x == 0) {
+        Mark(shared_.bin);
+      }
+      __syncthreads();
+    }
+    const Range of_top_k = kept;
+    if (params.top_p < 1.0f) {
+      kept = kept.Min(Want({GoalOfTopP(of_top_k.least), GoalOfTopP(of_top_k.most)}));
+    }
+    if (params.min_p > 0) {
+      const uint32_t bin = BinOf(-logf(params.min_p));
+      if (bin + 1 < kBins) {
+        kept = kept.Min(WantAround(bin));
+      }
+    }
+    Want({GoalOfDraw(kept.least, uniform), GoalOfDraw(kept.most, uniform)});
+  }
+
+  // Adds the tokens of the marked bins with ids in [begin, end) to the row's list.
+  __device__ void ListPart(int32_t begin, int32_t end, RowState* state) {
+    StartList();
+    // A bin to spare on both sides, against rounding.
+    const float furthest = static_cast<float>(shared_.last_wanted + 2) / kBinsPerUnit;
+    const float nearest = static_cast<float>(max(shared_.first_wanted, 1u) - 1) / kBinsPerUnit;
+    const float low = __fsub_rd(row_.max_logit, furthest * row_.params->temperature);
+    const float high = __fsub_ru(row_.max_logit, nearest * row_.params->temperature);
+    ForEachNear(row_.logits, begin, end, threadIdx.x, kDrawThreads, low, high,
+                [&](int32_t id, float logit) {
+                  const uint32_t bin = BinOf(row_.Distance(logit));
+                  if (bin < kBins && IsWanted(bin) && !row_.Barred(id)) {
+                    AddToList(id, logit);
+                  }
+                });
+    __syncthreads();
+    const uint32_t listed = shared_.num_listed;
+    if (threadIdx.x == 0) {
+      shared_.list_begin = atomicAdd(&state->num_listed, listed);
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < min(listed, kMaxListed); i += kDrawThreads) {
+      if (const uint32_t to = shared_.list_begin + i; to < kMaxListed) {
+        state->listed_logits[to] = shared_.logits[i];
+        state->listed_ids[to] = shared_.ids[i];
+      }
+    }
+  }
+
+  // Whether all other blocks of the row have been here before.
+  __device__ bool IsLastBlock(RowState* state) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      shared_.is_last_block = atomicAdd(&state->blocks_done, 1) == gridDim.x - 1;
+    }
+    __syncthreads();
+    __threadfence();
+    return shared_.is_last_block;
+  }
+
+  // Makes the row's list this block's.
+  __device__ void TakeList(const RowState& state) {
+    const uint32_t listed = __ldcg(&state.num_listed);
+    for (uint32_t i = threadIdx.x; i < min(listed, kMaxListed); i += kDrawThreads) {
+      shared_.logits[i] = __ldcg(&state.listed_logits[i]);
+      shared_.ids[i] = __ldcg(&state.listed_ids[i]);
+    }
+    if (threadIdx.x == 0) {
+      shared_.num_listed = listed;
+    }
+    has_wanted_ = listed <= kMaxListed;
+    __syncthreads();
+  }
+
   // The token that `uniform` picks, on whichever thread finds it; -1 on the others.
   __device__ int32_t Draw(float uniform) {
     const GpuSamplingParams& params = *row_.params;
     Weight kept = bins_.total_weight;
-    if (params.top_k > 0 && static_cast<uint32_t>(params.top_k) < bins_.total_count) {
+    if (CutsTopK()) {
       kept = WeightUpTo({static_cast<uint32_t>(params.top_k), 0});
     }
     const Weight of_top_k = kept;
     if (params.top_p < 1.0f) {
-      const double enough = static_cast<double>(params.top_p) * static_cast<double>(of_top_k);
-      kept = min(kept, WeightUpTo({0, max(Weight{1}, __double2ull_ru(enough))}));
+      kept = min(kept, WeightUpTo({0, GoalOfTopP(of_top_k)}));
     }
     if (params.min_p > 0) {
       kept = min(kept, WeightOfMinP());
     }
-    const Goal goal = {0, __double2ull_rd(static_cast<double>(kept) * uniform) + 1};
+    const Goal goal = {0, GoalOfDraw(kept, uniform)};
     const Interval at = Narrow(goal);
     return FindMember(at, goal.MembersNeeded(at));
   }
 
  private:
-  // Lists the tokens with keys in [low, high], so that closer looks need not read the row again.
-  __device__ void List(uint32_t low, uint32_t high) {
+  __device__ bool CutsTopK() const {
+    const int32_t top_k = row_.params->top_k;
+    return top_k > 0 && static_cast<uint32_t>(top_k) < bins_.total_count;
+  }
+  __device__ Weight GoalOfTopP(Weight kept) const {
+    const double enough = static_cast<double>(row_.params->top_p) * static_cast<double>(kept);
+    return max(Weight{1}, __double2ull_ru(enough));
+  }
+  __device__ static Weight GoalOfDraw(Weight kept, float uniform) {
+    return __double2ull_rd(static_cast<double>(kept) * uniform) + 1;
+  }
+
+  // Marks the bins in which a goal in `goals` can be reached; returns between what the sum up to
+  // the token that reaches it lies.
+  __device__ Range Want(const Range& goals) {
+    Weight before = bins_.weight_before;
+    for (int i = 0; i < 2; ++i) {
+      const Weight after = before + bins_.weights[i];
+      if (before < goals.most && after >= goals.least && after > before) {
+        Mark(2 * threadIdx.x + i);
+      }
+      if (before < goals.least && after >= goals.least) {
+        shared_.range.least = before;
+      }
+      if (before < goals.most && after >= goals.most) {
+        shared_.range.most = after;
+      }
+      before = after;
+    }
+    return ReadRange();
+  }
+
+  // Marks a bin and its neighbours; returns between what the sum up to a token in them lies.
+  __device__ Range WantAround(uint32_t bin) {
+    const uint32_t first = max(bin, 1u) - 1;
+    const uint32_t last = bin + 1;
+    Weight before = bins_.weight_before;
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t own = 2 * threadIdx.x + i;
+      if (own >= first && own <= last) {
+        Mark(own);
+      }
+      if (own == first) {
+        shared_.range.least = before;
+      }
+      before += bins_.weights[i];
+      if (own == last) {
+        shared_.range.most = before;
+      }
+    }
+    return ReadRange();
+  }
+
+  __device__ void Mark(uint32_t bin) {
+    atomicOr(&shared_.wanted[bin / 32], 1u << bin % 32);
+    atomicMin(&shared_.first_wanted, bin);
+    atomicMax(&shared_.last_wanted, bin);
+  }
+  __device__ bool IsWanted(uint32_t bin) const {
+    return (shared_.wanted[bin / 32] >> bin % 32 & 1) != 0;
+  }
+  __device__ Range ReadRange() const {
+    __syncthreads();
+    const Range range = shared_.range;
+    __syncthreads();  // it is free again
+    return range;
+  }
+
+  __device__ void StartList() {
     __syncthreads();  // nobody looks at the last list any more
     if (threadIdx.x == 0) {
       shared_.num_listed = 0;
     }
     __syncthreads();
+  }
+  __device__ void AddToList(int32_t id, float logit) {
+    const uint32_t i = atomicAdd(&shared_.num_listed, 1);
+    if (i < kMaxListed) {
+      shared_.logits[i] = logit;
+      shared_.ids[i] = id;
+    }
+  }
+
+  // Sees to it that the tokens of `bin`, whose keys are in [low, high], are listed (unless they are
+  // too many), so that closer looks need not read the row again.
+  __device__ void List(uint32_t bin, uint32_t low, uint32_t high) {
+    if (has_wanted_ && IsWanted(bin)) {
+      return;
+    }
+    has_wanted_ = false;
+    StartList();
     ForEachNear(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads, LogitOf(low),
                 LogitOf(high), [&](int32_t id, float logit) {
-                  if (!IsMember(id, logit, low, high)) {
-                    return;
-                  }
-                  const uint32_t i = atomicAdd(&shared_.num_listed, 1);
-                  if (i < kMaxListed) {
-                    shared_.logits[i] = logit;
-                    shared_.ids[i] = id;
+                  if (IsMember(id, logit, low, high)) {
+                    AddToList(id, logit);
                   }
                 });
     __syncthreads();
   }
 
-  // Histograms the tokens with keys in [low, high], which are listed unless they were too many;
+  // Histograms the tokens with keys in [low, high], which are listed, among others perhaps, unless
+  // they were too many;
   // highest first, 2^shift keys a bin.
   __device__ Bins Fill(uint32_t low, uint32_t high, int shift, Weight weight_before,
                        uint32_t count_before) {
@@ -269,7 +453,7 @@ class Drawing {
     }
     __syncthreads();
     Interval at = shared_.at;
-    List(at.low_key, at.high_key);
+    List(shared_.bin, at.low_key, at.high_key);
     while (at.count == 0 || (at.count > 1 && at.low_key < at.high_key)) {
       const int shift = max(0, 32 - __clz(at.high_key - at.low_key) - kBinBits);
       const Bins bins = Fill(at.low_key, at.high_key, shift, at.weight_before, at.count_before);
@@ -315,7 +499,7 @@ class Drawing {
       return bins_.total_weight;
     }
     const Interval at = shared_.at;
-    List(at.low_key, at.high_key);
+    List(bin, at.low_key, at.high_key);
     return Fill(at.low_key, at.high_key, kWarpSize - 1, at.weight_before, 0).total_weight;
   }
 
@@ -371,7 +555,8 @@ class Drawing {
   const Row& row_;
   const uint32_t max_key_;
   DrawShared& shared_;
-  Bins bins_;  // over distances
+  Bins bins_;                // over distances
+  bool has_wanted_ = false;  // the list is that of the marked bins
 };
 
 }  // namespace ferrite::sampling

@@ -21,12 +21,19 @@ inline constexpr int kBinBits = 11;
 inline constexpr int kBins = 1 << kBinBits;
 inline constexpr float kBinsPerUnit = kBins / kMaxDistance;
 inline constexpr int kMaxSplits = 64;
+inline constexpr uint32_t kMaxListed = 2560;  // as shared memory allows
 
 // A row's part of the workspace.
 struct RowState {
   Weight weights[kBins];    // by distance, likeliest first
   uint32_t counts[kBins];   // tokens in each bin; zeros for a row without top_k
   Weight best[kMaxSplits];  // the likeliest of each part of the row: Pack
+  uint32_t blocks_done;
+  // Tokens of the bins that the draw may have to look into, in any order; too many are counted but
+  // not listed.
+  uint32_t num_listed;
+  float listed_logits[kMaxListed];
+  int32_t listed_ids[kMaxListed];
 };
 
 // Unsigned integers in the order of the logits; both zeros are one, NaN is below -inf.
