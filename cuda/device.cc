@@ -9,6 +9,9 @@
 namespace ferrite {
 namespace {
 
+// What the kernels are compiled for at least.
+constexpr int kLeastComputeMajor = 8;
+
 std::string VersionString(int version) {
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }
@@ -21,17 +24,19 @@ absl::Status DeviceCountStatus(cudaError_t error, int count, int driver_version,
     return absl::OkStatus();
   }
   if (error == cudaErrorInsufficientDriver) {
-    const std::string needed =
-        absl::StrCat("this build needs one for CUDA ", VersionString(runtime_version));
+    const std::string needed = VersionString(runtime_version);
     return absl::FailedPreconditionError(
         driver_version == 0
-            ? absl::StrCat("no GPU can be used: no NVIDIA driver is loaded; ", needed)
+            ? absl::StrCat("no GPU can be used: no NVIDIA driver is loaded; install one for CUDA ",
+                           needed, " or newer, and start a container with access to its GPUs")
             : absl::StrCat("no GPU can be used: the NVIDIA driver is too old, for CUDA ",
-                           VersionString(driver_version), "; ", needed));
+                           VersionString(driver_version), "; install one for CUDA ", needed,
+                           " or newer"));
   }
   if (error == cudaSuccess || error == cudaErrorNoDevice) {
     return absl::FailedPreconditionError(
-        "no GPU is visible to this process: none is installed, or CUDA_VISIBLE_DEVICES hides it");
+        "no GPU is visible to this process: install one, start a container with access to it, or "
+        "look at CUDA_VISIBLE_DEVICES, which may hide it");
   }
   return absl::FailedPreconditionError(
       absl::StrCat("no GPU can be used: ", CudaStatus(error, "cudaGetDeviceCount").message()));
@@ -44,6 +49,15 @@ absl::Status CheckDeviceIndex(int index, int count) {
   return absl::FailedPreconditionError(
       absl::StrCat("there is no GPU ", index, ": this process sees ", count,
                    count == 1 ? " GPU, index 0" : absl::StrCat(" GPUs, 0 to ", count - 1)));
+}
+
+absl::Status CheckComputeCapability(int index, const std::string& name, int major, int minor) {
+  if (major >= kLeastComputeMajor) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("GPU ", index, ", ", name, ", has compute capability ", major, ".", minor, "; ",
+                   kLeastComputeMajor, ".0 or newer is needed"));
 }
 
 absl::StatusOr<int> DeviceCount() {
@@ -62,6 +76,8 @@ absl::StatusOr<DeviceInfo> QueryDevice(int index) {
   RETURN_IF_ERROR(CheckDeviceIndex(index, count));
   cudaDeviceProp properties;
   FERRITE_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, index));
+  RETURN_IF_ERROR(
+      CheckComputeCapability(index, properties.name, properties.major, properties.minor));
   ASSIGN_OR_RETURN(const ScopedDevice scope, ScopedDevice::Enter(index));
   size_t free_bytes = 0;
   size_t total_bytes = 0;

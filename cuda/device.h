@@ -22,10 +22,11 @@ struct DeviceInfo {
   int64_t l2_bytes = 0;
 };
 
-// FailedPrecondition if there is no GPU or its driver is too old, with the versions.
+// FailedPrecondition if there is no GPU or its driver is too old, with the versions and what to do.
 absl::StatusOr<int> DeviceCount();
 
-// As DeviceCount; FailedPrecondition, naming the index and the count, if there is no such device.
+// As DeviceCount; FailedPrecondition, naming the index and the count, if there is no such device,
+// or naming the device if it is too old for our kernels.
 absl::StatusOr<DeviceInfo> QueryDevice(int index);
 
 // What DeviceCount says of cudaGetDeviceCount's answer. Versions as CUDA counts them, 13000 for
@@ -35,6 +36,9 @@ absl::Status DeviceCountStatus(cudaError_t error, int count, int driver_version,
 
 // FailedPrecondition unless 0 <= index < count.
 absl::Status CheckDeviceIndex(int index, int count);
+
+// FailedPrecondition if a device of this compute capability cannot run our kernels.
+absl::Status CheckComputeCapability(int index, const std::string& name, int major, int minor);
 
 // Makes `device` the calling thread's, and the one before that again on destruction.
 class ScopedDevice {

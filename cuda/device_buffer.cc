@@ -33,7 +33,9 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Create(int device, int64_t bytes,
                                                      purpose, " needs ", bytes, " bytes; ",
                                                      free_bytes, " of ", total_bytes, " are free"));
   }
-  FERRITE_RETURN_IF_CUDA_ERROR(error);
+  RETURN_IF_ERROR(CudaStatus(
+      error,
+      absl::StrCat("cannot allocate ", bytes, " bytes on GPU ", device, " for ", purpose).c_str()));
   return DeviceMemory(data, bytes);
 }
 
