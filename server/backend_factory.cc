@@ -9,6 +9,7 @@
 
 #if FERRITE_WITH_CUDA
 #include "cuda/cuda_backend.h"
+#include "cuda/device.h"
 #endif
 
 namespace ferrite {
@@ -31,6 +32,8 @@ BackendOr CreateCpu(const ServerConfig& config, const ModelConfig& model,
 }
 
 #if FERRITE_WITH_CUDA
+absl::StatusOr<int> CountGpus() { return DeviceCount(); }
+
 BackendOr CreateCuda(const ServerConfig& config, const ModelConfig& model,
                      const Checkpoint& checkpoint, int32_t device) {
   CudaBackendOptions options;
@@ -45,13 +48,39 @@ BackendOr CreateCuda(const ServerConfig& config, const ModelConfig& model,
   return CudaBackend::Create(model, checkpoint, options);
 }
 #else
-BackendOr CreateCuda(const ServerConfig&, const ModelConfig&, const Checkpoint&, int32_t) {
+absl::StatusOr<int> CountGpus() {
   return absl::FailedPreconditionError(
-      "backend.type is cuda, but this server was built without it (the cuda preset has it)");
+      "this server was built without it (the cuda preset has it); set backend.type to cpu, or take "
+      "a build with CUDA");
+}
+
+BackendOr CreateCuda(const ServerConfig&, const ModelConfig&, const Checkpoint&, int32_t) {
+  return CountGpus().status();
 }
 #endif
 
+// Whether every worker has its GPU, before any of them loads weights.
+absl::Status CheckGpus(const std::vector<WorkerConfig>& workers) {
+  const absl::StatusOr<int> count = CountGpus();
+  if (!count.ok()) {
+    return absl::Status(count.status().code(),
+                        absl::StrCat("backend.type is cuda: ", count.status().message()));
+  }
+  return CheckWorkerDevices(workers, *count);
+}
+
 }  // namespace
+
+absl::Status CheckWorkerDevices(const std::vector<WorkerConfig>& workers, int num_gpus) {
+  for (size_t i = 0; i < workers.size(); ++i) {
+    if (const int32_t device = workers[i].devices[0]; device >= num_gpus) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "workers[", i, "].devices[0] is ", device, "; this process sees ", num_gpus,
+          num_gpus == 1 ? " GPU, number 0" : absl::StrCat(" GPUs, 0 to ", num_gpus - 1)));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::vector<std::unique_ptr<Backend>>> CreateBackends(const ServerConfig& config,
                                                                      const ModelConfig& model,
@@ -62,6 +91,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Backend>>> CreateBackends(const Serve
       created.push_back(CreateCpu(config, model, checkpoint));
     }
   } else {  // every GPU loads its own copy, all at once
+    RETURN_IF_ERROR(CheckGpus(config.workers));
     created.resize(config.workers.size());
     std::vector<std::thread> loaders;
     for (size_t i = 0; i < config.workers.size(); ++i) {

@@ -25,6 +25,7 @@ struct ServerConfig {
     double drain_grace_seconds = 2;
     double drain_timeout_seconds = 30;
     double stuck_step_seconds = 60;
+    double stuck_grace_seconds = 30;
     bool operator==(const Server&) const = default;
   } server;
 

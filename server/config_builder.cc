@@ -295,6 +295,24 @@ void ConfigBuilder::CheckContradictions() {
                                "]; with backend.type ", config_.backend.type,
                                cpu ? " it must be [0]" : " it must be one device"));
   }
+  if (!cpu) {
+    CheckDevicesDiffer();
+  }
+}
+
+// A second copy of the weights on a GPU would only halve its memory for the KV cache.
+void ConfigBuilder::CheckDevicesDiffer() {
+  std::map<int32_t, size_t> owners;
+  for (size_t i = 0; i < config_.workers.size(); ++i) {
+    const int32_t device = config_.workers[i].devices[0];
+    const auto [owner, inserted] = owners.emplace(device, i);
+    if (!inserted) {
+      Contradiction("workers", "backend.type",
+                    absl::StrCat("workers[", i, "].devices[0] is ", device, ", and so is workers[",
+                                 owner->second, "].devices[0]; with backend.type ",
+                                 config_.backend.type, " each worker has a GPU to itself"));
+    }
+  }
 }
 
 absl::StatusOr<ServerConfig> ConfigBuilder::Finish() && {

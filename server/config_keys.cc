@@ -68,9 +68,16 @@ constexpr ConfigKey kKeys[] = {
      .max = kDay},
     {.name = "server.stuck_step_seconds",
      .field = FIELD(server.stuck_step_seconds),
-     .help = "A step that makes no progress for this long turns liveness, so that the server is "
-             "restarted. Above the longest step that a busy worker can take.",
+     .help =
+         "A step that makes no progress for this long turns liveness, so that the server is "
+         "restarted; its worker gets no new requests. Above the longest step that a busy worker "
+         "can take.",
      .min = 1,
+     .max = kDay},
+    {.name = "server.stuck_grace_seconds",
+     .field = FIELD(server.stuck_grace_seconds),
+     .help = "How long after that the step may still end before the requests of its worker fail "
+             "with INTERNAL. In a drain they fail without it.",
      .max = kDay},
 
     {.name = "model.path",
@@ -105,7 +112,7 @@ constexpr ConfigKey kKeys[] = {
     {.name = "workers",
      .field = FIELD(workers),
      .help = "The replicas of the model, each with the devices that it runs on. Device 0 is the "
-             "only one of the cpu backend; a worker of the cuda backend has one GPU."},
+             "only one of the cpu backend; a worker of the cuda backend has one GPU to itself."},
 
     {.name = "scheduler.max_running",
      .field = FIELD(scheduler.max_running),

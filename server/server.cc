@@ -22,8 +22,10 @@ constexpr std::chrono::milliseconds kDrainPoll(10);
 // What Tokenize, GetLoad and the like may take once everything else has ended.
 constexpr std::chrono::milliseconds kShortCalls(200);
 
-EngineOptions ToEngineOptions(const ServerConfig::Scheduler& scheduler) {
+EngineOptions ToEngineOptions(const ServerConfig& config) {
+  const ServerConfig::Scheduler& scheduler = config.scheduler;
   EngineOptions options;
+  options.stuck_step_seconds = config.server.stuck_step_seconds;
   options.scheduler.max_running = scheduler.max_running;
   options.scheduler.max_step_tokens = scheduler.max_step_tokens;
   options.admission.max_waiting_requests = scheduler.max_waiting;
@@ -54,9 +56,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
     const ServerConfig& config, ServedModel model, std::vector<std::unique_ptr<Backend>> backends,
     const Logger* logger, Clock::time_point process_start) {
   std::unique_ptr<Server> server(new Server(config, std::move(model), logger));
-  ASSIGN_OR_RETURN(server->engine_,
-                   Engine::Create(ToEngineOptions(config.scheduler), server->model_.tokenizer.get(),
-                                  std::move(backends)));
+  ASSIGN_OR_RETURN(
+      server->engine_,
+      Engine::Create(ToEngineOptions(config), server->model_.tokenizer.get(), std::move(backends)));
   RETURN_IF_ERROR(server->Listen(process_start));
   return server;
 }
@@ -118,8 +120,10 @@ void Server::SetHealth(const char* service, bool serving) {
 // A worker that failed, or whose step has stopped making progress, turns liveness and readiness.
 void Server::WatchHealth() {
   SetThreadName("ferrite-health");
-  bool healthy = true;
+  std::vector<bool> healthy(engine_->num_workers(), true);
+  bool were_well = true;
   while (true) {
+    bool draining = false;
     {
       MutexLock lock(&mutex_);
       if (!stopping_) {
@@ -128,22 +132,41 @@ void Server::WatchHealth() {
       if (stopping_) {
         return;
       }
+      draining = draining_;
     }
-    bool all_well = true;
-    for (const WorkerLoad& load : engine_->load()) {
-      all_well =
-          all_well && !load.failed && load.step_age_seconds < config_.server.stuck_step_seconds;
+    const bool all_well = LogWorkerHealth(&healthy);
+    if (all_well != were_well) {
+      were_well = all_well;
+      MutexLock lock(&mutex_);
+      SetHealth(kLiveness, all_well);
+      SetHealth(kReadiness, all_well && !draining_);
     }
-    if (all_well == healthy) {
+    if (const int32_t failed =
+            engine_->FailStuckRequests(draining ? 0 : config_.server.stuck_grace_seconds);
+        failed > 0) {
+      logger_->Log(LogLevel::kError, "stuck_requests_failed", {{"requests", failed}});
+    }
+  }
+}
+
+// Logs what has changed since `healthy`, by worker; returns whether all are.
+bool Server::LogWorkerHealth(std::vector<bool>* healthy) const {
+  bool all_well = true;
+  for (size_t i = 0; i < engine_->num_workers(); ++i) {
+    const absl::Status health = engine_->WorkerHealth(i);
+    all_well = all_well && health.ok();
+    if (health.ok() == (*healthy)[i]) {
       continue;
     }
-    healthy = all_well;
-    logger_->Log(healthy ? LogLevel::kInfo : LogLevel::kError,
-                 healthy ? "worker_recovered" : "worker_unhealthy");
-    MutexLock lock(&mutex_);
-    SetHealth(kLiveness, healthy);
-    SetHealth(kReadiness, healthy && !draining_);
+    (*healthy)[i] = health.ok();
+    if (health.ok()) {
+      logger_->Log(LogLevel::kInfo, "worker_recovered", {{"worker", i}});
+    } else {
+      logger_->Log(LogLevel::kError, "worker_unhealthy",
+                   {{"worker", i}, {"message", health.message()}});
+    }
   }
+  return all_well;
 }
 
 int32_t Server::Drain(const std::function<bool()>& hurry) {
@@ -151,6 +174,7 @@ int32_t Server::Drain(const std::function<bool()>& hurry) {
     MutexLock lock(&mutex_);
     draining_ = true;
     SetHealth(kReadiness, false);
+    changed_.NotifyAll();
   }
   control_->MarkDraining();
   const auto wait_until = [&](Clock::time_point limit, const std::function<bool()>& done) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/clock.h"
@@ -34,17 +35,18 @@ class Server {
       const ServerConfig& config, ServedModel model, std::vector<std::unique_ptr<Backend>> backends,
       const Logger* logger, Clock::time_point process_start);
 
-  // Cancels what is in flight.
+  // Cancels what is in flight. Waits for the workers, so that one that hangs makes it hang.
   ~Server();
 
   // Readiness turns NOT_SERVING; new requests are still taken for drain_grace_seconds; then
   // admission closes and what is in flight may finish within drain_timeout_seconds; the rest is
-  // cancelled. `hurry` is polled: once it returns true, what is left is cancelled at once. Returns
-  // how many requests were cancelled.
+  // cancelled. What a stuck worker holds fails with INTERNAL at once. `hurry` is polled: once it
+  // returns true, what is left is cancelled at once. Returns how many requests were cancelled.
   int32_t Drain(const std::function<bool()>& hurry);
 
   // The TCP port listened on; 0 for a Unix socket.
   int port() const { return port_; }
+  const ServerConfig& config() const { return config_; }
   const Engine& engine() const { return *engine_; }
   int32_t active_calls() const { return inference_->active_calls(); }
 
@@ -53,6 +55,7 @@ class Server {
   absl::Status Listen(Clock::time_point process_start);
   void SetHealth(const char* service, bool serving);
   void WatchHealth();
+  bool LogWorkerHealth(std::vector<bool>* healthy) const;
   void Shutdown(std::chrono::milliseconds patience);
 
   const ServerConfig config_;

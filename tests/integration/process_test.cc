@@ -1,90 +1,30 @@
 // The programs themselves: ferrite-server as a process, and the ferrite client against it.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <spawn.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <future>
-#include <iterator>
-#include <regex>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "ferrite/v1/inference.grpc.pb.h"
 #include "tests/integration/harness.h"
-
-extern char** environ;
+#include "tests/integration/process.h"
 
 namespace ferrite {
 namespace {
 
+using test::Process;
 using ::testing::HasSubstr;
 using SteadyClock = std::chrono::steady_clock;
 
 const char kServer[] = FERRITE_SERVER_BINARY;
 const char kClient[] = FERRITE_CLIENT_BINARY;
 const char kModel[] = FERRITE_SOURCE_DIR "/models/stories260k";
-
-// A child process with its output in files.
-class Process {
- public:
-  explicit Process(const std::vector<std::string>& arguments) {
-    const std::string base =
-        absl::StrCat(::testing::TempDir(), "/ferrite-", getpid(), "-", ++made_);
-    out_ = base + ".out";
-    err_ = base + ".err";
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    std::vector<char*> argv;
-    for (const std::string& argument : arguments) {
-      argv.push_back(const_cast<char*>(argument.c_str()));
-    }
-    argv.push_back(nullptr);
-    EXPECT_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-  }
-  ~Process() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      Wait();
-    }
-    unlink(out_.c_str());
-    unlink(err_.c_str());
-  }
-
-  void Signal(int signal) const { kill(pid_, signal); }
-
-  // The exit code, or -signal.
-  int Wait() {
-    int status = 0;
-    waitpid(std::exchange(pid_, -1), &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
-
-  std::string out() const { return Read(out_); }
-  std::string err() const { return Read(err_); }
-
- private:
-  static std::string Read(const std::string& path) {
-    std::ifstream file(path);
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  }
-
-  static inline int made_ = 0;
-  pid_t pid_ = -1;
-  std::string out_, err_;
-};
 
 // A server process that is ready.
 class RunningServer {
@@ -94,18 +34,9 @@ class RunningServer {
     process_ = std::make_unique<Process>(std::vector<std::string>{
         kServer, "--server.listen=" + listen, absl::StrCat("--model.path=", kModel),
         absl::StrCat("--server.drain_grace_seconds=", drain_grace_seconds)});
-    std::smatch match;
-    std::string log;
-    while (SteadyClock::now() < started_ + std::chrono::seconds(30)) {
-      log = process_->err();
-      if (std::regex_search(log, match, std::regex(" ready .*port=(\\d+)"))) {
-        ready_seconds_ = std::chrono::duration<double>(SteadyClock::now() - started_).count();
-        address_ = "127.0.0.1:" + match[1].str();
-        return;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    ADD_FAILURE() << "the server did not become ready:\n" << log;
+    const std::string port = process_->AwaitPort();
+    ready_seconds_ = std::chrono::duration<double>(SteadyClock::now() - started_).count();
+    address_ = "127.0.0.1:" + port;
   }
 
   Process& process() { return *process_; }
@@ -175,11 +106,7 @@ TEST(ProcessTest, SigtermLetsTheStreamFinishAndExitsZero) {
 TEST(ProcessTest, ASecondSigtermEndsTheDrainAtOnce) {
   RunningServer server("127.0.0.1:0", 600);
   server.process().Signal(SIGTERM);
-  const SteadyClock::time_point limit = SteadyClock::now() + std::chrono::seconds(10);
-  while (server.process().err().find("draining") == std::string::npos &&
-         SteadyClock::now() < limit) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  ASSERT_TRUE(server.process().Logs("draining"));
   const SteadyClock::time_point before = SteadyClock::now();
   server.process().Signal(SIGTERM);
   EXPECT_EQ(server.process().Wait(), 0);

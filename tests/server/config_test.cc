@@ -240,6 +240,15 @@ TEST(ConfigTest, WorkersAreChecked) {
   }
 }
 
+TEST(ConfigTest, AGpuBelongsToOneWorker) {
+  EXPECT_EQ(Problems("backend: {type: cuda}\n"
+                     "workers: [{devices: [3]}, {devices: [0]}, {devices: [3]}]\n"),
+            "server.yaml:2 and server.yaml:1: workers[2].devices[0] is 3, and so is "
+            "workers[0].devices[0]; with backend.type cuda each worker has a GPU to itself");
+  EXPECT_EQ(Problems("backend: {type: cuda}\nworkers: [{devices: [1]}, {devices: [0]}]\n"), "");
+  EXPECT_EQ(Problems("workers: [{devices: [0]}, {devices: [0]}]\n"), "");
+}
+
 TEST(ConfigTest, FlagsOverrideTheFile) {
   const auto config = Read("server: {listen: 'a:1'}\nlog: {level: debug}\n",
                            {{"server.listen", "b:2"}, {"server.reflection", "false"}});
