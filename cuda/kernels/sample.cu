@@ -13,7 +13,7 @@ namespace {
 using namespace sampling;  // NOLINT: this file is its other half
 
 constexpr int kScanThreads = 256;
-constexpr int kSumThreads = 512;
+constexpr int kSumThreads = 1024;
 
 __device__ Weight WarpMax(Weight value) {
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
@@ -48,13 +48,13 @@ __global__ __launch_bounds__(kScanThreads) void FindLikeliest(SampleArguments a)
   const int32_t begin = blockIdx.x * part;
   float best = -INFINITY;
   int32_t best_id = 0;  // also the answer where there is nothing but -inf and NaN
-  ForEachLogit(row.logits, begin, min(begin + part, a.vocab_size), threadIdx.x, kScanThreads,
-               [&](int32_t id, float logit) {
-                 if (logit > best && !row.Barred(id)) {
-                   best = logit;
-                   best_id = id;
-                 }
-               });
+  ForEachLogit<8>(row.logits, begin, min(begin + part, a.vocab_size), threadIdx.x, kScanThreads,
+                  [&](int32_t id, float logit) {
+                    if (logit > best && !row.Barred(id)) {
+                      best = logit;
+                      best_id = id;
+                    }
+                  });
   const Weight packed = WarpMax(Pack(best, best_id));
   if (threadIdx.x % kWarpSize == 0) {
     warp_best[threadIdx.x / kWarpSize] = packed;
@@ -100,14 +100,16 @@ __global__ __launch_bounds__(kSumThreads) void SumWeights(SampleArguments a, int
   histogram.Clear();
   const int32_t part = (a.vocab_size + gridDim.x - 1) / gridDim.x;
   const int32_t begin = blockIdx.x * part;
-  ForEachLogit(row.logits, begin, min(begin + part, a.vocab_size), threadIdx.x, kSumThreads,
-               [&](int32_t id, float logit) {
-                 const float distance = row.Distance(logit);
-                 const uint32_t bin = row.Barred(id) ? kBins : BinOf(distance);
-                 histogram.Add(bin, bin < kBins ? WeightOf(distance) : 0, row.params->top_k > 0);
-               });
+  ForEachLogit<4>(row.logits, begin, min(begin + part, a.vocab_size), threadIdx.x, kSumThreads,
+                  [&](int32_t id, float logit) {
+                    const float distance = row.Distance(logit);
+                    const uint32_t bin = row.Barred(id) ? kBins : BinOf(distance);
+                    histogram.Add(bin, bin < kBins ? WeightOf(distance) : 0, row.params->top_k > 0);
+                  });
   __syncthreads();
-  for (int i = threadIdx.x; i < kBins; i += kSumThreads) {
+  // Each block begins elsewhere, so that they do not queue for one address after the other.
+  for (int j = threadIdx.x; j < kBins; j += kSumThreads) {
+    const int i = static_cast<int>(j + blockIdx.x * kWarpSize) % kBins;
     if (const Weight weight = histogram.WeightAt(i); weight > 0) {
       atomicAdd(&state.weights[i], weight);
     }
@@ -119,7 +121,7 @@ __global__ __launch_bounds__(kSumThreads) void SumWeights(SampleArguments a, int
 
 // grid [parts, rows]. Chooses the tokens of the rows that draw: every block lists what its part has
 // in the bins that matter, and a row's last block to finish draws.
-__global__ __launch_bounds__(kDrawThreads) void DrawTokens(SampleArguments a, int32_t splits) {
+__global__ __launch_bounds__(kDrawThreads, 2) void DrawTokens(SampleArguments a, int32_t splits) {
   __shared__ DrawShared shared;
   AllowNext();
   WaitForPrevious();
@@ -131,13 +133,14 @@ __global__ __launch_bounds__(kDrawThreads) void DrawTokens(SampleArguments a, in
     return;
   }
   RowState& state = static_cast<RowState*>(a.workspace)[blockIdx.y];
+  const Bins bins = Bins::Of(state);  // on its way while the next is read
   row.max_logit = LogitOf(ReadLikeliest(state, splits));
   if (!isfinite(row.max_logit)) {
     return;
   }
   const float uniform = UniformDraw(row.params->seed, row.params->sample_index,
                                     static_cast<uint32_t>(a.output_indices[blockIdx.y]));
-  Drawing drawing(row, state, shared);
+  Drawing drawing(row, bins, shared);
   drawing.Predict(uniform);
   const int32_t part = (a.vocab_size + gridDim.x - 1) / gridDim.x;
   const int32_t begin = blockIdx.x * part;
@@ -172,13 +175,13 @@ cudaError_t SampleTokens(const SampleArguments& a, cudaStream_t stream) {
       error != cudaSuccess) {
     return error;
   }
-  const dim3 sum_grid(Parts(a, 512, 2048, kMaxSplits), a.num_rows);
+  const dim3 sum_grid(Parts(a, 512, 4096, kMaxSplits), a.num_rows);
   if (const cudaError_t error =
           LaunchOverlapped(SumWeights, sum_grid, kSumThreads, 0, stream, a, splits);
       error != cudaSuccess) {
     return error;
   }
-  const dim3 draw_grid(Parts(a, 256, 4096, kMaxSplits), a.num_rows);
+  const dim3 draw_grid(Parts(a, 256, 2048, kMaxSplits), a.num_rows);
   return LaunchOverlapped(DrawTokens, draw_grid, kDrawThreads, 0, stream, a, splits);
 }
 

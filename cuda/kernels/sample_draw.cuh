@@ -9,173 +9,16 @@
 // that one block need not read the whole row again for every question.
 #pragma once
 
-#include "cuda/kernels/sample_parts.cuh"
+#include "cuda/kernels/sample_bins.cuh"
 
 namespace ferrite::sampling {
-
-inline constexpr int kDrawThreads = 1024;
-inline constexpr int kDrawWarps = kDrawThreads / kWarpSize;
-static_assert(kBins == 2 * kDrawThreads, "a thread holds two bins");
-
-// Tokens whose keys lie in [low_key, high_key], and all those before them.
-struct Interval {
-  uint32_t low_key;
-  uint32_t high_key;
-  Weight weight_before;
-  Weight weight;
-  uint32_t count_before;
-  uint32_t count;
-};
-
-// What a running sum must reach: `count` tokens if that is not 0, else `weight`, at least 1.
-struct Goal {
-  uint32_t count;
-  Weight weight;
-
-  // How many of the interval's tokens, all of one weight, it takes.
-  __device__ uint32_t MembersNeeded(const Interval& at) const {
-    if (count > 0) {
-      return count - at.count_before;
-    }
-    const Weight each = at.weight / at.count;
-    return static_cast<uint32_t>((weight - at.weight_before + each - 1) / each);
-  }
-};
-
-// What a weight can be, for all that is known.
-struct Range {
-  Weight least;
-  Weight most;
-
-  __device__ Range Min(const Range& other) const {
-    return {min(least, other.least), min(most, other.most)};
-  }
-};
-
-// One block works on one row.
-struct DrawShared {
-  Histogram histogram;
-  // Tokens of the bins in question, in any order; too many are counted but not listed.
-  uint32_t num_listed;
-  float logits[kMaxListed];
-  int32_t ids[kMaxListed];
-  Weight warp_weights[kDrawWarps];
-  uint32_t warp_counts[kDrawWarps];
-  uint32_t bin;
-  Interval at;
-  uint32_t wanted[kBins / 32];  // a bit for each bin whose tokens are listed for all questions
-  uint32_t first_wanted;
-  uint32_t last_wanted;
-  Range range;
-  uint32_t list_begin;
-  bool is_last_block;
-};
-
-// This thread's two bins of a histogram, and the sums of all bins before them.
-struct Bins {
-  Weight weights[2];
-  uint32_t counts[2];
-  Weight weight_before;
-  uint32_t count_before;
-  Weight total_weight;  // these two start from what is given to Scan
-  uint32_t total_count;
-
-  __device__ static Bins Of(const Histogram& histogram) {
-    const int i = 2 * static_cast<int>(threadIdx.x);
-    return {{histogram.WeightAt(i), histogram.WeightAt(i + 1)},
-            {histogram.counts[i], histogram.counts[i + 1]}};
-  }
-
-  __device__ static Bins Of(const RowState& state) {
-    const int i = 2 * static_cast<int>(threadIdx.x);
-    return {{state.weights[i], state.weights[i + 1]}, {state.counts[i], state.counts[i + 1]}};
-  }
-
-  __device__ void Scan(Weight base_weight, uint32_t base_count, DrawShared& shared) {
-    const int lane = threadIdx.x % kWarpSize;
-    const int warp = threadIdx.x / kWarpSize;
-    Weight weight = weights[0] + weights[1];
-    uint32_t count = counts[0] + counts[1];
-    InclusiveScan(weight, count, lane);
-    if (lane == kWarpSize - 1) {
-      shared.warp_weights[warp] = weight;
-      shared.warp_counts[warp] = count;
-    }
-    __syncthreads();
-    Weight warp_weight = shared.warp_weights[lane];
-    uint32_t warp_count = shared.warp_counts[lane];
-    InclusiveScan(warp_weight, warp_count, lane);
-    total_weight = base_weight + __shfl_sync(kWholeWarp, warp_weight, kWarpSize - 1);
-    total_count = base_count + __shfl_sync(kWholeWarp, warp_count, kWarpSize - 1);
-    // Inclusive sums less the own are exclusive.
-    weight_before = base_weight + weight - weights[0] - weights[1] +
-                    __shfl_sync(kWholeWarp, warp_weight - shared.warp_weights[lane], warp);
-    count_before = base_count + count - counts[0] - counts[1] +
-                   __shfl_sync(kWholeWarp, warp_count - shared.warp_counts[lane], warp);
-    __syncthreads();
-  }
-
-  // Puts the bin in which the running sum reaches the goal into shared.bin, and its sums into
-  // shared.at. There must be one.
-  __device__ void Locate(const Goal& goal, DrawShared& shared) const {
-    Interval at = {0, 0, weight_before, 0, count_before, 0};
-    for (int i = 0; i < 2; ++i) {
-      at.weight = weights[i];
-      at.count = counts[i];
-      const bool found =
-          goal.count > 0
-              ? at.count_before < goal.count && at.count_before + at.count >= goal.count
-              : at.weight_before < goal.weight && at.weight_before + at.weight >= goal.weight;
-      if (found) {
-        shared.bin = 2 * threadIdx.x + i;
-        shared.at = at;
-      }
-      at.weight_before += at.weight;
-      at.count_before += at.count;
-    }
-    __syncthreads();
-  }
-
- private:
-  __device__ static void InclusiveScan(Weight& weight, uint32_t& count, int lane) {
-    for (int offset = 1; offset < kWarpSize; offset *= 2) {
-      const Weight weight_below = __shfl_up_sync(kWholeWarp, weight, offset);
-      const uint32_t count_below = __shfl_up_sync(kWholeWarp, count, offset);
-      if (lane >= offset) {
-        weight += weight_below;
-        count += count_below;
-      }
-    }
-  }
-};
-
-// The lowest key for which `holds`, which is false up to somewhere and true from there to `high`.
-// The whole warp works on it.
-template <typename Predicate>
-__device__ uint32_t FirstKey(uint32_t high, Predicate holds) {
-  const uint32_t lane = threadIdx.x % kWarpSize;
-  uint32_t low = 0;
-  while (low < high) {
-    const uint32_t step = (high - low) / kWarpSize + 1;
-    const unsigned votes = __ballot_sync(kWholeWarp, holds(min(low + lane * step, high)));
-    const int first = __ffs(votes) - 1;
-    if (first < 0) {
-      low += (kWarpSize - 1) * step + 1;
-    } else if (first == 0) {
-      high = low;
-    } else {
-      high = min(low + first * step, high);
-      low += (first - 1) * step + 1;
-    }
-  }
-  return low;
-}
 
 // Chooses the token of one row, by a block of kDrawThreads that all call everything together.
 class Drawing {
  public:
-  __device__ Drawing(const Row& row, const RowState& state, DrawShared& shared)
-      : row_(row), max_key_(KeyOf(row.max_logit)), shared_(shared), bins_(Bins::Of(state)) {
+  // `bins` are the row's.
+  __device__ Drawing(const Row& row, const Bins& bins, DrawShared& shared)
+      : row_(row), max_key_(KeyOf(row.max_logit)), shared_(shared), bins_(bins) {
     bins_.Scan(0, 0, shared_);
   }
 
@@ -203,11 +46,8 @@ class Drawing {
     if (params.top_p < 1.0f) {
       kept = kept.Min(Want({GoalOfTopP(of_top_k.least), GoalOfTopP(of_top_k.most)}));
     }
-    if (params.min_p > 0) {
-      const uint32_t bin = BinOf(-logf(params.min_p));
-      if (bin + 1 < kBins) {
-        kept = kept.Min(WantAround(bin));
-      }
+    if (params.min_p > 0 && MinPBin() + 1 < kBins) {
+      kept = kept.Min(WantAround(MinPBin()));
     }
     Want({GoalOfDraw(kept.least, uniform), GoalOfDraw(kept.most, uniform)});
   }
@@ -224,7 +64,7 @@ class Drawing {
                 [&](int32_t id, float logit) {
                   const uint32_t bin = BinOf(row_.Distance(logit));
                   if (bin < kBins && IsWanted(bin) && !row_.Barred(id)) {
-                    AddToList(id, logit);
+                    AddToList(bin, id, logit);
                   }
                 });
     __syncthreads();
@@ -282,6 +122,9 @@ class Drawing {
       kept = min(kept, WeightOfMinP());
     }
     const Goal goal = {0, GoalOfDraw(kept, uniform)};
+    if (FindAmongMembers(goal)) {
+      return threadIdx.x == 0 ? shared_.token : -1;
+    }
     const Interval at = Narrow(goal);
     return FindMember(at, goal.MembersNeeded(at));
   }
@@ -303,10 +146,11 @@ class Drawing {
   // the token that reaches it lies.
   __device__ Range Want(const Range& goals) {
     Weight before = bins_.weight_before;
-    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int i = 0; i < kOwnBins; ++i) {
       const Weight after = before + bins_.weights[i];
       if (before < goals.most && after >= goals.least && after > before) {
-        Mark(2 * threadIdx.x + i);
+        Mark(Bins::First() + i);
       }
       if (before < goals.least && after >= goals.least) {
         shared_.range.least = before;
@@ -324,8 +168,9 @@ class Drawing {
     const uint32_t first = max(bin, 1u) - 1;
     const uint32_t last = bin + 1;
     Weight before = bins_.weight_before;
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t own = 2 * threadIdx.x + i;
+#pragma unroll
+    for (int i = 0; i < kOwnBins; ++i) {
+      const uint32_t own = Bins::First() + i;
       if (own >= first && own <= last) {
         Mark(own);
       }
@@ -362,12 +207,101 @@ class Drawing {
     }
     __syncthreads();
   }
-  __device__ void AddToList(int32_t id, float logit) {
+  __device__ void AddToList(uint32_t bin, int32_t id, float logit) {
     const uint32_t i = atomicAdd(&shared_.num_listed, 1);
     if (i < kMaxListed) {
       shared_.logits[i] = logit;
-      shared_.ids[i] = id;
+      shared_.ids[i] = PackBin(bin, id);
     }
+  }
+
+  // The usual way to answer a question: finds the token where the running sum reaches the goal, its
+  // sum into shared.up_to and its id into shared.token, by comparing the few tokens of its bin with
+  // each other. False if they are not listed, or too many.
+  __device__ bool FindAmongMembers(const Goal& goal) {
+    Members& members = shared_.members;
+    if (threadIdx.x == 0) {
+      members.count = 0;
+    }
+    bins_.Locate(goal, shared_);
+    const uint32_t bin = shared_.bin;
+    const Interval at = shared_.at;
+    if (!has_wanted_ || !IsWanted(bin)) {
+      __syncthreads();  // they are free again
+      return false;
+    }
+    for (uint32_t i = threadIdx.x; i < shared_.num_listed; i += kDrawThreads) {
+      if (BinOfPacked(shared_.ids[i]) == bin) {
+        if (const uint32_t to = atomicAdd(&members.count, 1); to < kMaxMembers) {
+          members.tokens[to] = Pack(shared_.logits[i], IdOfPacked(shared_.ids[i]));
+          members.weights[to] = Weigh(shared_.logits[i]);
+        }
+      }
+    }
+    __syncthreads();
+    const uint32_t count = members.count;
+    if (count > kMaxMembers) {
+      return false;
+    }
+    // A group of threads for each member sums up those before it.
+    constexpr uint32_t kGroup = 8;
+    const uint32_t lane = threadIdx.x % kGroup;
+    for (uint32_t first = 0; first < count; first += kDrawThreads / kGroup) {
+      const uint32_t own = first + threadIdx.x / kGroup;
+      const Weight token = own < count ? members.tokens[own] : 0;
+      Weight sum = 0;
+      uint32_t before = 0;
+      for (uint32_t i = lane; i < count; i += kGroup) {
+        const bool is_before = members.tokens[i] > token;
+        sum += is_before ? members.weights[i] : 0;
+        before += is_before ? 1 : 0;
+      }
+#pragma unroll
+      for (uint32_t offset = 1; offset < kGroup; offset *= 2) {
+        sum += __shfl_xor_sync(kWholeWarp, sum, offset);
+        before += __shfl_xor_sync(kWholeWarp, before, offset);
+      }
+      if (lane == 0 && own < count) {
+        const Weight up_to = at.weight_before + sum + members.weights[own];
+        if (goal.count > 0 ? at.count_before + before + 1 == goal.count
+                           : up_to - members.weights[own] < goal.weight && up_to >= goal.weight) {
+          shared_.up_to = up_to;
+          shared_.token = IdOf(token);
+        }
+      }
+    }
+    __syncthreads();
+    return true;
+  }
+
+  // About where min_p cuts, give or take a bin.
+  __device__ uint32_t MinPBin() const { return BinOf(-logf(row_.params->min_p)); }
+
+  // The weight of the tokens that weigh at least min_p, where the bins around are listed.
+  __device__ Weight ListedWeightOfMinP(double min_p) {
+    const uint32_t first = max(MinPBin(), 1u) - 1;
+    const uint32_t last = MinPBin() + 1;
+    __syncthreads();  // nobody looks at shared.up_to any more
+    Weight before = bins_.weight_before;
+#pragma unroll
+    for (int i = 0; i < kOwnBins; ++i) {
+      if (Bins::First() + i == first) {
+        shared_.up_to = before;
+      }
+      before += bins_.weights[i];
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < shared_.num_listed; i += kDrawThreads) {
+      const uint32_t bin = BinOfPacked(shared_.ids[i]);
+      if (bin >= first && bin <= last) {
+        const float distance = row_.Distance(shared_.logits[i]);
+        if (exp(-static_cast<double>(distance)) >= min_p) {
+          atomicAdd(&shared_.up_to, WeightOf(distance));
+        }
+      }
+    }
+    __syncthreads();
+    return shared_.up_to;
   }
 
   // Sees to it that the tokens of `bin`, whose keys are in [low, high], are listed (unless they are
@@ -381,7 +315,7 @@ class Drawing {
     ForEachNear(row_.logits, 0, row_.vocab_size, threadIdx.x, kDrawThreads, LogitOf(low),
                 LogitOf(high), [&](int32_t id, float logit) {
                   if (IsMember(id, logit, low, high)) {
-                    AddToList(id, logit);
+                    AddToList(bin, id, logit);
                   }
                 });
     __syncthreads();
@@ -470,6 +404,9 @@ class Drawing {
 
   // The weight of the tokens up to and with the one where the running sum reaches the goal.
   __device__ Weight WeightUpTo(const Goal& goal) {
+    if (FindAmongMembers(goal)) {
+      return shared_.up_to;
+    }
     const Interval at = Narrow(goal);
     return at.weight_before + goal.MembersNeeded(at) * (at.weight / at.count);
   }
@@ -477,6 +414,9 @@ class Drawing {
   // The weight of the tokens that weigh at least min_p.
   __device__ Weight WeightOfMinP() {
     const double min_p = row_.params->min_p;
+    if (has_wanted_ && MinPBin() + 1 < kBins) {
+      return ListedWeightOfMinP(min_p);
+    }
     if (threadIdx.x < kWarpSize) {
       const uint32_t low = FirstKey(max_key_, [&](uint32_t key) {
         return exp(-static_cast<double>(row_.Distance(LogitOf(key)))) >= min_p;
@@ -491,8 +431,13 @@ class Drawing {
     }
     __syncthreads();
     const uint32_t bin = shared_.bin;
-    if (threadIdx.x == bin / 2) {
-      shared_.at.weight_before = bins_.weight_before + (bin % 2 != 0 ? bins_.weights[0] : 0);
+    Weight before = bins_.weight_before;
+#pragma unroll
+    for (int i = 0; i < kOwnBins; ++i) {
+      if (Bins::First() + i == bin) {
+        shared_.at.weight_before = before;
+      }
+      before += bins_.weights[i];
     }
     __syncthreads();
     if (bin >= kBins) {
@@ -510,7 +455,7 @@ class Drawing {
     }
     for (uint32_t i = threadIdx.x; i < shared_.num_listed; i += kDrawThreads) {
       if (IsBetween(shared_.logits[i], at.low_key, at.high_key)) {
-        return shared_.ids[i];
+        return IdOfPacked(shared_.ids[i]);
       }
     }
     return -1;

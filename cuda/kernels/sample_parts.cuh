@@ -21,7 +21,7 @@ inline constexpr int kBinBits = 11;
 inline constexpr int kBins = 1 << kBinBits;
 inline constexpr float kBinsPerUnit = kBins / kMaxDistance;
 inline constexpr int kMaxSplits = 64;
-inline constexpr uint32_t kMaxListed = 2560;  // as shared memory allows
+inline constexpr uint32_t kMaxListed = 2816;  // as shared memory allows
 
 // A row's part of the workspace.
 struct RowState {
@@ -33,7 +33,7 @@ struct RowState {
   // not listed.
   uint32_t num_listed;
   float listed_logits[kMaxListed];
-  int32_t listed_ids[kMaxListed];
+  uint32_t listed_ids[kMaxListed];  // with their bins
 };
 
 // Unsigned integers in the order of the logits; both zeros are one, NaN is below -inf.
@@ -99,10 +99,10 @@ __device__ __forceinline__ Weight WeightOf(float distance) {
 
 // Calls visit(id, logit) for ids begin + index, + stride, ... while any thread's id is below `end`:
 // all threads come along, those beyond the end with NaN.
-template <typename Visit>
+// kBatch loads are in flight.
+template <int kBatch, typename Visit>
 __device__ __forceinline__ void ForEachLogit(const float* logits, int32_t begin, int32_t end,
                                              int32_t index, int32_t stride, Visit visit) {
-  constexpr int kBatch = 8;  // loads in flight
   for (int32_t first = begin; first < end; first += kBatch * stride) {
     float values[kBatch];
 #pragma unroll
@@ -156,7 +156,7 @@ struct Histogram {
     __syncthreads();
   }
 
-  // The whole warp comes along, lanes with nothing to add with bin kBins. Where all add the same,
+  // The whole warp comes along, lanes with nothing to add with bin kBins. Where all add to one bin,
   // one adds for all: rows of equal logits would queue for one address.
   __device__ void Add(uint32_t bin, Weight weight, bool with_counts) {
     const unsigned adding = __ballot_sync(kWholeWarp, bin < kBins);
@@ -165,17 +165,21 @@ struct Histogram {
     }
     const int leader = __ffs(adding) - 1;
     const uint32_t leaders_bin = __shfl_sync(kWholeWarp, bin, leader);
-    const Weight leaders_weight = __shfl_sync(kWholeWarp, weight, leader);
-    const bool like_leader = bin == leaders_bin && weight == leaders_weight;
-    const bool all_alike = __all_sync(kWholeWarp, bin >= kBins || like_leader);
-    if (bin >= kBins || (all_alike && static_cast<int>(threadIdx.x % kWarpSize) != leader)) {
+    uint32_t count = 1;
+    if (__all_sync(kWholeWarp, bin >= kBins || bin == leaders_bin)) {
+      weight = bin < kBins ? weight : 0;
+      for (int offset = 1; offset < kWarpSize; offset *= 2) {
+        weight += __shfl_xor_sync(kWholeWarp, weight, offset);
+      }
+      count = __popc(adding);
+      bin = static_cast<int>(threadIdx.x % kWarpSize) == leader ? bin : kBins;
+    }
+    if (bin >= kBins) {
       return;
     }
-    const uint32_t count = all_alike ? __popc(adding) : 1;
-    const Weight sum = weight * count;
-    const auto add = static_cast<uint32_t>(sum);
+    const auto add = static_cast<uint32_t>(weight);
     const bool carries = atomicAdd(&low[bin], add) + add < add;
-    const uint32_t carried = static_cast<uint32_t>(sum >> 32) + (carries ? 1 : 0);
+    const uint32_t carried = static_cast<uint32_t>(weight >> 32) + (carries ? 1 : 0);
     if (carried != 0) {
       atomicAdd(&high[bin], carried);
     }
