@@ -21,11 +21,15 @@ namespace {
 using Epilogue = StreamMatmulArguments::Epilogue;
 
 // Up to here every block of a product works the norm out for itself; beyond, one kernel for all.
-constexpr int32_t kMaxFusedNormRows = 4;
+constexpr int32_t kMaxFusedNormRows = 1;
+
+// Beyond these rows cuBLAS is faster on an H200 (docs/performance.md).
+constexpr int32_t kMaxStreamedRows = 8;
+static_assert(kMaxStreamedRows <= kMaxStreamRows);
 
 // The streaming kernel loads eight inputs at a time.
 bool CanStream(int32_t rows, const DenseLinear& linear) {
-  return rows <= kMaxStreamRows && linear.inputs % 8 == 0;
+  return rows <= kMaxStreamedRows && linear.inputs % 8 == 0;
 }
 
 int32_t QkvSize(const ModelConfig& config) { return config.q_size() + 2 * config.kv_size(); }
@@ -258,6 +262,8 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   attention.block_size = info_.block_size;
   attention.window = config_.windows[layer];
   attention.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  // The copy of the step's inputs stands between them and what an earlier step wrote.
+  attention.inputs_settled = true;
   attention.out = attended_.data();
   attention.workspace = attention_workspace_.data();
   if (step.num_decodes > 0) {
