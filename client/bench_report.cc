@@ -174,7 +174,7 @@ void PrintTable(const BenchReport& report, std::ostream& out) {
   const double cores = Per(CpuSeconds(load), load.seconds);
   out << absl::StrFormat("\nclient       %.3f s of CPU time, %.2f cores\n", CpuSeconds(load),
                          cores);
-  if (cores > 0.7 * report.options.threads) {
+  if (cores > 0.7 * std::min(report.options.threads, report.options.concurrency)) {
     out << "             That is nearly all that its threads have, so times may be the client's "
            "own:\n             try more --threads.\n";
   }
