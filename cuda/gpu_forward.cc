@@ -32,6 +32,12 @@ bool CanStream(int32_t rows, const DenseLinear& linear) {
   return rows <= kMaxStreamedRows && linear.inputs % 8 == 0;
 }
 
+// How many tokens' projected heads are kept in fp32 at most: where heads are normed (Qwen3), all;
+// rounding them to 16 bits both before and after the norm took bf16 logits past 2 % of error.
+int64_t RawRows(const ModelConfig& config, const BackendInfo& info) {
+  return config.qk_norm ? std::max(info.max_step_tokens, info.max_sequences) : info.max_sequences;
+}
+
 int32_t QkvSize(const ModelConfig& config) { return config.q_size() + 2 * config.kv_size(); }
 
 // The batch sizes whose plans bound the attention workspace: it grows with both.
@@ -79,6 +85,7 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
   const int64_t blocks_per_slot =
       (info.max_sequence_length + info.block_size - 1) / info.block_size;
   return tokens * (int64_t{4} * config.hidden_size + 2 * sixteen_bit) +
+         RawRows(config, info) * 4 * QkvSize(config) +
          int64_t{info.max_sequences} * (int64_t{4} * config.vocab_size + 4 * blocks_per_slot +
                                         static_cast<int64_t>(sizeof(GpuSamplingParams)));
 }
@@ -115,6 +122,9 @@ absl::Status GpuForward::Allocate() {
   RETURN_IF_ERROR(halves(activated_, tokens * config_.intermediate_size, "activations"));
   ASSIGN_OR_RETURN(
       residual_, DeviceBuffer<float>::Create(device, tokens * config_.hidden_size, "activations"));
+  ASSIGN_OR_RETURN(raw_heads_,
+                   DeviceBuffer<float>::Create(device, RawRows(config_, info_) * QkvSize(config_),
+                                               "activations"));
   ASSIGN_OR_RETURN(logits_,
                    DeviceBuffer<float>::Create(device, sequences * config_.vocab_size, "logits"));
   ASSIGN_OR_RETURN(sampled_, DeviceBuffer<int32_t>::Create(device, sequences, "sampled tokens"));
@@ -191,23 +201,44 @@ absl::Status GpuForward::SizeScratch() {
 
 absl::Status GpuForward::Enqueue(const GpuStep& step) const {
   const StepInputs& inputs = step.inputs;
-  FERRITE_RETURN_IF_CUDA_ERROR(ResolveInputs(inputs.input_rows, inputs.cu_seqlens,
-                                             step.shape.sequences, sampled_.data(),
-                                             inputs.token_ids, stream_.get()));
-  FERRITE_RETURN_IF_CUDA_ERROR(
-      GatherEmbeddings(type_, weights_.embed_table.data(), inputs.token_ids, step.shape.tokens,
-                       config_.hidden_size, residual_.data(), stream_.get()));
+  TokenSource tokens{.token_ids = inputs.token_ids};
+  if (step.num_decodes == step.shape.tokens) {  // token t is all of sequence t
+    tokens.input_rows = inputs.input_rows;
+    tokens.sampled = sampled_.data();
+  } else {
+    FERRITE_RETURN_IF_CUDA_ERROR(ResolveInputs(inputs.input_rows, inputs.cu_seqlens,
+                                               step.shape.sequences, sampled_.data(),
+                                               inputs.token_ids, stream_.get()));
+  }
+  FERRITE_RETURN_IF_CUDA_ERROR(GatherEmbeddings(type_, weights_.embed_table.data(), tokens,
+                                                step.shape.tokens, config_.hidden_size,
+                                                residual_.data(), stream_.get()));
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
     RETURN_IF_ERROR(EnqueueLayer(step, layer));
   }
+  if (step.shape.samples == 0) {
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(EnqueueHead(step));
   return EnqueueSampling(step);
+}
+
+bool GpuForward::AttentionPrepares(const GpuStep& step) const {
+  return step.num_decodes == step.shape.tokens &&
+         CanPrepareHeads(config_.head_dim, info_.block_size);
+}
+
+bool GpuForward::KeepsRawHeads(const GpuStep& step) const {
+  return config_.qk_norm || AttentionPrepares(step);
 }
 
 absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const {
   const LayerWeights& weights = weights_.layers[layer];
   const int32_t rows = step.shape.tokens;
+  const bool raw = KeepsRawHeads(step);
   RETURN_IF_ERROR(NormedProduct(rows, weights.input_norm.data(), Dense(weights.qkv),
-                                Epilogue::kStore, qkv_.data()));
+                                raw ? Epilogue::kFp32 : Epilogue::kStore,
+                                raw ? static_cast<void*>(raw_heads_.data()) : qkv_.data()));
   RETURN_IF_ERROR(EnqueueAttention(step, layer));
   RETURN_IF_ERROR(AddProduct(rows, attended_.data(), Dense(weights.o)));
   const DenseLinear gate_up = Dense(weights.gate_up);
@@ -230,6 +261,7 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   PrepareHeadsArguments heads;
   heads.type = type_;
   heads.qkv = qkv_.data();
+  heads.raw = KeepsRawHeads(step) ? raw_heads_.data() : nullptr;
   heads.positions = inputs.positions;
   heads.slot_mapping = inputs.slot_mapping;
   heads.cosines = weights_.rope_cos.data();
@@ -244,7 +276,11 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   heads.block_size = info_.block_size;
   heads.k_cache = k_cache_.data() + layer * layer_size;
   heads.v_cache = v_cache_.data() + layer * layer_size;
-  FERRITE_RETURN_IF_CUDA_ERROR(PrepareHeads(heads, stream_.get()));
+  const bool decodes_prepare =
+      step.num_decodes == step.shape.tokens && CanPrepareHeads(config_.head_dim, info_.block_size);
+  if (!decodes_prepare) {
+    FERRITE_RETURN_IF_CUDA_ERROR(PrepareHeads(heads, stream_.get()));
+  }
 
   AttentionArguments attention;
   attention.type = type_;
@@ -264,6 +300,13 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   attention.scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   // The copy of the step's inputs stands between them and what an earlier step wrote.
   attention.inputs_settled = true;
+  attention.prepares = AttentionPrepares(step);
+  attention.preparation = {.raw = raw_heads_.data(),
+                           .cosines = heads.cosines,
+                           .sines = heads.sines,
+                           .q_norm = heads.q_norm,
+                           .k_norm = heads.k_norm,
+                           .epsilon = heads.epsilon};
   attention.out = attended_.data();
   attention.workspace = attention_workspace_.data();
   if (step.num_decodes > 0) {
@@ -282,10 +325,11 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   return absl::OkStatus();
 }
 
-absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
+absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
   const int32_t rows = step.shape.samples;
-  if (rows == 0) {
-    return absl::OkStatus();
+  const DenseLinear head = Dense(weights_.lm_head);
+  if (step.shape.tokens == 1) {  // its row is the one that is sampled
+    return NormedProduct(rows, weights_.final_norm.data(), head, Epilogue::kFp32, logits_.data());
   }
   RmsNormArguments norm;
   norm.type = type_;
@@ -297,17 +341,19 @@ absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
   FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
-  const DenseLinear head = Dense(weights_.lm_head);
-  if (CanStream(rows, head)) {
-    StreamMatmulArguments product;
-    product.rows = rows;
-    product.x = normed_.data();
-    product.epilogue = Epilogue::kFp32;
-    product.y = logits_.data();
-    RETURN_IF_ERROR(Stream16(product, head));
-  } else {
-    RETURN_IF_ERROR(matmul_.StoreFp32(normed_.data(), rows, head, /*add=*/false, logits_.data()));
+  if (!CanStream(rows, head)) {
+    return matmul_.StoreFp32(normed_.data(), rows, head, /*add=*/false, logits_.data());
   }
+  StreamMatmulArguments product;
+  product.rows = rows;
+  product.x = normed_.data();
+  product.epilogue = Epilogue::kFp32;
+  product.y = logits_.data();
+  return Stream16(product, head);
+}
+
+absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
+  const int32_t rows = step.shape.samples;
   SampleArguments sample;
   sample.logits = logits_.data();
   sample.num_rows = rows;
@@ -357,7 +403,9 @@ absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight,
     product.x = normed_.data();
     return Stream16(product, linear);
   }
-  return matmul_.Store(normed_.data(), rows, linear, out);
+  return epilogue == Epilogue::kFp32 ? matmul_.StoreFp32(normed_.data(), rows, linear,
+                                                         /*add=*/false, static_cast<float*>(out))
+                                     : matmul_.Store(normed_.data(), rows, linear, out);
 }
 
 absl::Status GpuForward::AddProduct(int32_t rows, const void* x, const DenseLinear& linear) const {

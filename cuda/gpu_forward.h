@@ -65,8 +65,13 @@ class GpuForward {
 
   absl::Status Allocate();
   absl::Status SizeScratch();
+  // Whether attention prepares the heads of all the step's tokens itself.
+  bool AttentionPrepares(const GpuStep& step) const;
+  // Whether the projected heads are kept in fp32.
+  bool KeepsRawHeads(const GpuStep& step) const;
   absl::Status EnqueueLayer(const GpuStep& step, int32_t layer) const;
   absl::Status EnqueueAttention(const GpuStep& step, int32_t layer) const;
+  absl::Status EnqueueHead(const GpuStep& step) const;
   absl::Status EnqueueSampling(const GpuStep& step) const;
   // out = norm(residual) W^T + b, by the way that suits the number of rows.
   absl::Status NormedProduct(int32_t rows, const float* norm_weight, const DenseLinear& linear,
@@ -92,6 +97,7 @@ class GpuForward {
   DeviceBuffer<float> residual_;      // [T, hidden]
   DeviceBuffer<uint16_t> normed_;     // [max(T, S), hidden]
   DeviceBuffer<uint16_t> qkv_;        // [T, q_size + 2 kv_size]
+  DeviceBuffer<float> raw_heads_;     // the same in fp32; [S, .] without norms of heads
   DeviceBuffer<uint16_t> attended_;   // [T, q_size]
   DeviceBuffer<uint16_t> gate_up_;    // [T, 2 intermediate]
   DeviceBuffer<uint16_t> activated_;  // [T, intermediate]

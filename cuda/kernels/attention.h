@@ -7,13 +7,24 @@
 
 namespace ferrite {
 
+// How raw heads, as projected, become those that attention reads: as PrepareHeadsArguments says
+// (prepare_heads.h), at position kv_len - 1.
+struct HeadPreparation {
+  const float* raw = nullptr;      // [T, num_heads + 2 kv_heads, head_dim] fp32
+  const float* cosines = nullptr;  // [max_positions, head_dim / 2] fp32
+  const float* sines = nullptr;
+  const float* q_norm = nullptr;  // [head_dim] fp32, or null
+  const float* k_norm = nullptr;
+  float epsilon = 0;
+};
+
 // Everything but sizes is in device memory, so that a captured graph serves any step. K and V of
-// the step's own tokens are in the cache already.
+// the step's own tokens are in the cache already, unless `prepares`.
 struct AttentionArguments {
   GpuType type = GpuType::kFp16;
-  const void* qkv = nullptr;      // [T, num_heads + 2 kv_heads, head_dim], of which q is read
-  const void* k_cache = nullptr;  // [num_blocks, kv_heads, block_size, head_dim] of the layer
-  const void* v_cache = nullptr;
+  const void* qkv = nullptr;  // [T, num_heads + 2 kv_heads, head_dim], of which q is read
+  void* k_cache = nullptr;    // [num_blocks, kv_heads, block_size, head_dim] of the layer
+  void* v_cache = nullptr;    // written only if `prepares`
   const int32_t* block_tables = nullptr;  // [max_sequences, blocks_per_slot]
   int32_t blocks_per_slot = 0;
   const int32_t* seq_slots = nullptr;  // [S] rows of block_tables; -1: no sequence, nothing done
@@ -32,6 +43,10 @@ struct AttentionArguments {
   // Whether all of the above except q, and the newest key and value of each sequence, was written
   // before a launch that did not overlap: decodes then start reading during the kernel before.
   bool inputs_settled = false;
+  // Decodes only, of settled inputs and where CanPrepareHeads: `preparation` has the heads, qkv is
+  // not used, and the newest keys and values are written to the cache.
+  bool prepares = false;
+  HeadPreparation preparation;
   float* workspace = nullptr;  // DecodePlan::workspace_bytes; its contents need not be kept
 };
 
@@ -45,6 +60,8 @@ struct DecodePlan {
 // The split count for a batch of contexts up to max_kv_len.
 DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
                                int32_t head_dim, int32_t max_kv_len, int32_t num_multiprocessors);
+// Whether DecodeAttention can prepare heads of these sizes by itself.
+bool CanPrepareHeads(int32_t head_dim, int32_t block_size);
 cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,
                             cudaStream_t stream);
 

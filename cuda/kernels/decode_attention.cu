@@ -1,45 +1,29 @@
 // Decoding reads each key and value once for all query heads that share it, so memory is the bound:
 // warps run apart from one another, each with its own ring of tiles on the way, and tensor cores do
-// the arithmetic because plain multiply-adds could not keep up with grouped heads. Keys are the
-// rows of the products and query heads the columns, so that eight heads fill a product exactly.
+// the arithmetic because plain multiply-adds could not keep up with grouped heads.
 #include <algorithm>
 
 #include "cuda/kernels/attention_parts.cuh"
+#include "cuda/kernels/decode_warp.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/plain_attention.h"
 
 namespace ferrite {
 namespace {
 
-using attention::kAllLanes;
+using attention::ChunkRange;
 using attention::kChunk;
+using attention::kHeads;
+using attention::kMinChunksPerSplit;
 using attention::kNoMaximum;
+using attention::kStages;
+using attention::RangeOfSplit;
+using attention::WarpAttention;
+using attention::WarpsFor;
 
-constexpr int kHeads = 8;  // query heads a block
-constexpr int kStages = 3;
 constexpr int kMaxCluster = 16;         // splits that can merge inside a cluster
 constexpr int kMaxPortableCluster = 8;  // on every chip that has clusters
 constexpr int kMergeThreads = 128;
-constexpr float kLog2E = 1.4426950408889634f;
-
-constexpr int WarpsFor(int dim) { return dim > 128 ? 2 : 4; }
-constexpr int kMinChunksPerSplit = 4;
-
-// The chunks of kChunk keys that a split takes: whole [first, end), empty where there is no work.
-struct ChunkRange {
-  int first;
-  int end;
-  int num_splits;  // that have work
-};
-
-__device__ __forceinline__ ChunkRange RangeOfSplit(int kv_len, int window, int num_splits,
-                                                   int split) {
-  const int begin = window > 0 ? max(0, kv_len - window) / kChunk : 0;
-  const int end = (kv_len + kChunk - 1) / kChunk;
-  const int each = max((end - begin + num_splits - 1) / num_splits, kMinChunksPerSplit);
-  const int first = min(begin + split * each, end);
-  return {first, min(first + each, end), (end - begin + each - 1) / each};
-}
 
 // What splits leave for the merge, in the workspace.
 struct Partials {
@@ -52,199 +36,10 @@ struct Partials {
                                                            num_splits * a.head_dim)) {}
 };
 
-// One warp's part of the work: chunks first, first + kWarps, ... of the sequence.
-template <typename T, int kHeadDim>
-class WarpAttention {
- public:
-  static constexpr int kDim = kHeadDim;
-  static constexpr int kWarps = WarpsFor(kDim);
-  using Rows = attention::TileRows<kDim>;
-  static constexpr int kTileBytes = kChunk * Rows::kStride;
-  static constexpr int kStageBytes = 2 * kTileBytes;  // keys, values
-
-  __device__ __forceinline__ WarpAttention(const AttentionArguments& arguments, int slot,
-                                           int kv_len, int kv_head, uint32_t shared)
-      : a_(arguments),
-        table_(arguments.block_tables + int64_t{slot} * arguments.blocks_per_slot),
-        kv_len_(kv_len),
-        window_begin_(arguments.window > 0 ? max(0, kv_len - arguments.window) : 0),
-        kv_head_(kv_head),
-        shared_(shared) {}
-
-  // q [num_heads, kDim] of the token, beginning at this block's first head.
-  __device__ __forceinline__ void LoadQuery(const T* q, int num_heads) {
-    const int head = lane_ / 4;
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(q + head * kDim);
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      q_[k][0] = head < num_heads ? words[k * 8 + lane_ % 4] : 0;
-      q_[k][1] = head < num_heads ? words[k * 8 + lane_ % 4 + 4] : 0;
-    }
-  }
-
-  // Starts copying, all but the sequence's last chunk.
-  __device__ __forceinline__ void Start(int first, int end) {
-    first_ = first;
-    count_ = max(0, (end - first + kWarps - 1) / kWarps);
-    const int last = count_ - 1;
-    newest_ = first_ + last * kWarps == (kv_len_ - 1) / kChunk ? last : -1;
-    places_ = PlaceOf(lane_);
-    next_places_ = PlaceOf(32 + lane_);
-#pragma unroll
-    for (int i = 0; i < kStages; ++i) {
-      if (i != newest_) {
-        Copy(i, i);
-      }
-      attention::CommitCopies();
-    }
-  }
-
-  __device__ __forceinline__ void Run() {
-    if (newest_ >= 0 && newest_ < kStages) {
-      Copy(newest_, newest_);
-      attention::CommitCopies();
-    }
-    int stage = 0;
-    for (int i = 0; i < count_; ++i) {
-      if (i + 1 < count_) {
-        attention::WaitForCopies<kStages - 1>();
-      } else {  // also the group that may have come late
-        attention::WaitForCopies<0>();
-      }
-      __syncwarp();
-      Attend(shared_ + stage * kStageBytes, (first_ + i * kWarps) * kChunk);
-      __syncwarp();
-      if ((i + kStages) % 32 == 0) {  // lanes read the places of 32 tiles at once, well ahead
-        places_ = next_places_;
-        next_places_ = PlaceOf(i + kStages + 32 + lane_);
-      }
-      Copy(i + kStages, stage);
-      attention::CommitCopies();
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-    }
-    attention::WaitForCopies<0>();
-#pragma unroll
-    for (int mask = 4; mask < 32; mask *= 2) {
-      sum_[0] += __shfl_xor_sync(kAllLanes, sum_[0], mask);
-      sum_[1] += __shfl_xor_sync(kAllLanes, sum_[1], mask);
-    }
-  }
-
-  // weighted [kHeads, kStride] and scales [kHeads] of this warp, in shared memory.
-  static constexpr int kOutStride = kDim + 4;
-  static constexpr int kMergeFloats = kWarps * kHeads * (kOutStride + 2);
-  __device__ __forceinline__ void Store(float* weighted, float2* scales) const {
-    const int head = lane_ % 4 * 2;
-#pragma unroll
-    for (int d = 0; d < kDim / 16; ++d) {
-      float* to = weighted + head * kOutStride + d * 16 + lane_ / 4;
-      to[0] = out_[d][0];
-      to[kOutStride] = out_[d][1];
-      to[8] = out_[d][2];
-      to[kOutStride + 8] = out_[d][3];
-    }
-    if (lane_ < 4) {
-      scales[head] = make_float2(maximum_[0], sum_[0]);
-      scales[head + 1] = make_float2(maximum_[1], sum_[1]);
-    }
-  }
-
- private:
-  // Where this warp's i-th chunk lies in the cache.
-  __device__ __forceinline__ int32_t PlaceOf(int i) const {
-    return i < count_ ? attention::CacheChunk(table_, first_ + i * kWarps, a_.kv_heads, kv_head_,
-                                              a_.block_size / kChunk)
-                      : 0;
-  }
-
-  __device__ __forceinline__ void Copy(int i, int stage) {
-    const int32_t place = __shfl_sync(kAllLanes, places_, i % 32);
-    if (i < count_) {
-      const int64_t offset = int64_t{place} * (kChunk * kDim);
-      const int num_valid = kv_len_ - (first_ + i * kWarps) * kChunk;
-      const uint32_t to = shared_ + stage * kStageBytes;
-      attention::CopyChunk<kDim>(to, static_cast<const T*>(a_.k_cache) + offset, num_valid, lane_);
-      attention::CopyChunk<kDim>(to + kTileBytes, static_cast<const T*>(a_.v_cache) + offset,
-                                 num_valid, lane_);
-    }
-  }
-
-  __device__ __forceinline__ void Attend(uint32_t tile, int first_key) {
-    float even[4] = {};
-    float odd[4] = {};  // two chains of products, for half the latency
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      uint32_t keys[4];
-      attention::LoadMatrices(keys, tile + Rows::Offset(lane_ % 16, 2 * k + lane_ / 16));
-      attention::MultiplyAdd<T>(k % 2 == 0 ? even : odd, keys, q_[k][0], q_[k][1]);
-    }
-    const float scale = a_.scale * kLog2E;
-    float scores[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = first_key + lane_ / 4 + i / 2 * 8;
-      scores[i] = key >= window_begin_ && key < kv_len_ ? (even[i] + odd[i]) * scale : -INFINITY;
-    }
-    RaiseMaximum(scores);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[i] = attention::Exp2(scores[i] - maximum_[i % 2]);
-      sum_[i % 2] += scores[i];
-    }
-    const uint32_t low = attention::Transpose(attention::Pack<T>(scores[0], scores[1]));
-    const uint32_t high = attention::Transpose(attention::Pack<T>(scores[2], scores[3]));
-    const int value_row = lane_ % 8 + lane_ / 16 * 8;
-#pragma unroll
-    for (int d = 0; d < kDim / 16; ++d) {
-      uint32_t values[4];
-      attention::LoadTransposed(values,
-                                tile + kTileBytes + Rows::Offset(value_row, 2 * d + lane_ / 8 % 2));
-      attention::MultiplyAdd<T>(out_[d], values, low, high);
-    }
-  }
-
-  __device__ __forceinline__ void RaiseMaximum(const float (&scores)[4]) {
-    float highest[2] = {fmaxf(scores[0], scores[2]), fmaxf(scores[1], scores[3])};
-    if (!__any_sync(kAllLanes, highest[0] > maximum_[0] + attention::kMaximumSlack ||
-                                   highest[1] > maximum_[1] + attention::kMaximumSlack)) {
-      return;
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int mask = 4; mask < 32; mask *= 2) {
-        highest[h] = fmaxf(highest[h], __shfl_xor_sync(kAllLanes, highest[h], mask));
-      }
-      const float maximum = fmaxf(maximum_[h], highest[h]);
-      const float keep = attention::Exp2(maximum_[h] - maximum);
-      maximum_[h] = maximum;
-      sum_[h] *= keep;
-#pragma unroll
-      for (int d = 0; d < kDim / 16; ++d) {
-        out_[d][h] *= keep;
-        out_[d][h + 2] *= keep;
-      }
-    }
-  }
-
-  const AttentionArguments& a_;
-  const int32_t* table_;
-  const int kv_len_;
-  const int window_begin_;
-  const int kv_head_;
-  const uint32_t shared_;  // [kStages][keys, values][kChunk] rows
-  const int lane_ = threadIdx.x % 32;
-  int first_ = 0;
-  int count_ = 0;
-  int newest_ = -1;  // the tile that has the sequence's last key
-  int32_t places_ = 0;
-  int32_t next_places_ = 0;
-  uint32_t q_[kDim / 16][2];
-  // Of query heads 2 (lane % 4) and the one after; sums are over the lane's own keys until the end.
-  float maximum_[2] = {kNoMaximum, kNoMaximum};
-  float sum_[2] = {};
-  float out_[kDim / 16][4] = {};
-};
+// What a block's warps store.
+template <int kDim>
+constexpr int kMergeFloats =
+    WarpsFor(kDim) * kHeads*(WarpAttention<__half, kDim, false>::kOutStride + 2);
 
 // Adds up what the block's warps stored and calls use(head, dimension, weighted, scale) for each.
 template <typename Warp, typename Use>
@@ -275,9 +70,9 @@ __device__ __forceinline__ void MergeWarps(const float* weighted, const float2* 
 template <typename T, int kDim>
 __device__ __forceinline__ void MergeCluster(float* weighted, const float2* scales, int num_heads,
                                              int num_splits, T* out) {
-  using Warp = WarpAttention<T, kDim>;
+  using Warp = WarpAttention<T, kDim, false>;
   // Behind what MergeWarps reads.
-  float* merged = weighted + Warp::kMergeFloats;
+  float* merged = weighted + kMergeFloats<kDim>;
   float* maxima = merged + kHeads * kDim;
   float* sums = maxima + kHeads;
   MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
@@ -315,17 +110,17 @@ __device__ __forceinline__ void MergeCluster(float* weighted, const float2* scal
 
 template <typename T, int kDim>
 constexpr size_t DecodeSharedBytes() {
-  using Warp = WarpAttention<T, kDim>;
+  using Warp = WarpAttention<T, kDim, false>;
   const size_t rings = size_t{Warp::kWarps} * kStages * Warp::kStageBytes;
-  const size_t merge = (Warp::kMergeFloats + kHeads * (kDim + 2)) * sizeof(float);
+  const size_t merge = (kMergeFloats<kDim> + kHeads * (kDim + 2)) * sizeof(float);
   return std::max(rings, merge);
 }
 
 // Grid: [tiles of kHeads query heads of one kv head, splits, sequences].
-template <typename T, int kDim>
+template <typename T, int kDim, bool kPrepares>
 __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
     DecodeKernel(const __grid_constant__ AttentionArguments a, int num_splits, bool clustered) {
-  using Warp = WarpAttention<T, kDim>;
+  using Warp = WarpAttention<T, kDim, kPrepares>;
   extern __shared__ __align__(128) unsigned char shared[];
   AllowNext();
   if (!a.inputs_settled) {
@@ -352,7 +147,16 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
             attention::SharedAddress(shared) + warp * kStages * Warp::kStageBytes);
   const T* q =
       static_cast<const T*>(a.qkv) + (row * (a.num_heads + 2 * a.kv_heads) + first_head) * kDim;
-  if (a.inputs_settled) {
+  if constexpr (kPrepares) {
+    work.Start(range.first + warp, range.end);
+    work.LoadTurns();
+    WaitForPrevious();
+    const float* heads = a.preparation.raw + row * (a.num_heads + 2 * a.kv_heads) * kDim;
+    work.LoadNewest(heads + (a.num_heads + kv_head) * kDim,
+                    heads + (a.num_heads + a.kv_heads + kv_head) * kDim);
+    work.PrepareQuery(heads + first_head * kDim, num_heads);
+    work.PrepareNewest(/*write=*/first_in_group == 0);
+  } else if (a.inputs_settled) {
     work.Start(range.first + warp, range.end);
     WaitForPrevious();
     work.LoadQuery(q, num_heads);
@@ -472,7 +276,10 @@ cudaError_t HasClusters(Kernel kernel, bool* has) {
 template <typename T, int kDim>
 cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t stream) {
   constexpr size_t kShared = DecodeSharedBytes<T, kDim>();
-  const auto kernel = DecodeKernel<T, kDim>;
+  auto* kernel = DecodeKernel<T, kDim, false>;
+  if constexpr (kDim % 32 == 0) {
+    kernel = a.prepares ? DecodeKernel<T, kDim, true> : kernel;
+  }
   if (const cudaError_t error = cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared));
       error != cudaSuccess) {
@@ -548,8 +355,17 @@ DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t
   return plan;
 }
 
+bool CanPrepareHeads(int32_t head_dim, int32_t block_size) {
+  return block_size % kChunk == 0 &&
+         (head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256);
+}
+
 cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePlan& plan,
                             cudaStream_t stream) {
+  if (arguments.prepares &&
+      !(arguments.inputs_settled && CanPrepareHeads(arguments.head_dim, arguments.block_size))) {
+    return cudaErrorInvalidValue;
+  }
   return arguments.type == GpuType::kFp16
              ? LaunchTyped<__half>(arguments, plan.num_splits, stream)
              : LaunchTyped<__nv_bfloat16>(arguments, plan.num_splits, stream);

@@ -1,5 +1,7 @@
 #include "cuda/kernels/prepare_heads.h"
 
+#include <type_traits>
+
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/vector.cuh"
 
@@ -116,7 +118,7 @@ struct Place {
 
 // `lanes` neighbouring lanes, a power of two, handle one head of one token. Loads are issued as
 // early as what they depend on allows: with few tokens, waiting for them is all the time there is.
-template <typename T, int kWidth>
+template <typename T, typename In, int kWidth>
 __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
   const int32_t heads = a.num_heads + 2 * a.kv_heads;
   const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / lanes;
@@ -135,9 +137,11 @@ __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
   WaitForPrevious();
   const int32_t position = a.positions[token];
   const int32_t slot = a.slot_mapping[token];
-  T* from = static_cast<T*>(a.qkv) + (int64_t{token} * heads + head) * a.head_dim;
+  const int64_t at = (int64_t{token} * heads + head) * a.head_dim;
+  const In* from = std::is_same_v<In, float> ? reinterpret_cast<const In*>(a.raw)
+                                             : static_cast<const In*>(a.qkv);
   Pairs<kWidth> x;
-  place.template Read<T>(from, from + place.half, x);
+  place.template Read<In>(from + at, from + at + place.half, x);
   Pairs<kWidth> turns;
   if (!is_v) {
     const int64_t row = int64_t{position} * place.half;
@@ -155,7 +159,7 @@ __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
   if (!is_v) {
     place.Rotate(turns, x);
   }
-  T* to = from;
+  T* to = static_cast<T*>(a.qkv) + at;
   if (!is_q) {
     const int32_t kv_head = (head - a.num_heads) % a.kv_heads;
     const int64_t row = int64_t{slot / a.block_size} * a.kv_heads + kv_head;
@@ -165,7 +169,7 @@ __global__ void PrepareHeadsKernel(PrepareHeadsArguments a, int32_t lanes) {
   place.Write(x, to);
 }
 
-template <typename T>
+template <typename T, typename In>
 cudaError_t Launch(const PrepareHeadsArguments& a, cudaStream_t stream) {
   const int32_t half = a.head_dim / 2;
   // Wide accesses move more, narrow ones have more lanes waiting at once.
@@ -176,17 +180,21 @@ cudaError_t Launch(const PrepareHeadsArguments& a, cudaStream_t stream) {
   }
   const int64_t heads = int64_t{a.num_tokens} * (a.num_heads + 2 * a.kv_heads);
   const auto blocks = static_cast<unsigned>((heads * lanes + kThreads - 1) / kThreads);
-  auto* kernel = width == 8   ? PrepareHeadsKernel<T, 8>
-                 : width == 4 ? PrepareHeadsKernel<T, 4>
-                              : PrepareHeadsKernel<T, 1>;
+  auto* kernel = width == 8   ? PrepareHeadsKernel<T, In, 8>
+                 : width == 4 ? PrepareHeadsKernel<T, In, 4>
+                              : PrepareHeadsKernel<T, In, 1>;
   return LaunchOverlapped(kernel, blocks, kThreads, 0, stream, a, lanes);
 }
 
 }  // namespace
 
 cudaError_t PrepareHeads(const PrepareHeadsArguments& arguments, cudaStream_t stream) {
-  return arguments.type == GpuType::kFp16 ? Launch<__half>(arguments, stream)
-                                          : Launch<__nv_bfloat16>(arguments, stream);
+  if (arguments.raw != nullptr) {
+    return arguments.type == GpuType::kFp16 ? Launch<__half, float>(arguments, stream)
+                                            : Launch<__nv_bfloat16, float>(arguments, stream);
+  }
+  return arguments.type == GpuType::kFp16 ? Launch<__half, __half>(arguments, stream)
+                                          : Launch<__nv_bfloat16, __nv_bfloat16>(arguments, stream);
 }
 
 }  // namespace ferrite

@@ -11,6 +11,7 @@ namespace ferrite {
 struct PrepareHeadsArguments {
   GpuType type = GpuType::kFp16;
   void* qkv = nullptr;                 // [num_tokens, num_heads + 2 kv_heads, head_dim], q in place
+  const float* raw = nullptr;          // the same in fp32, or null: read instead of qkv
   const int32_t* positions = nullptr;  // [num_tokens]
   const int32_t* slot_mapping = nullptr;  // [num_tokens] block * block_size + offset; -1: no write
   const float* cosines = nullptr;         // [max_positions, head_dim / 2] fp32

@@ -101,44 +101,78 @@ class Batch {
   }
 
   // Decodes just behind the kernel that writes each sequence's newest key and value, which the
-  // cache lacks until then.
-  void PrepareAndDecode(int32_t num_splits) const {
+  // cache lacks until then; or, with `fused`, by the one kernel that does both. With `turned`,
+  // heads are normed and rotated, so that Check's reference does not apply.
+  void PrepareAndDecode(int32_t num_splits, bool fused = false, bool turned = false) const {
+    const int32_t dim = shape_.head_dim;
+    int32_t positions_end = 1;
+    std::vector<int32_t> positions;
+    for (const Chunk& chunk : chunks_) {
+      positions.push_back(chunk.kv_len - 1);
+      positions_end = std::max(positions_end, chunk.kv_len);
+    }
+    std::vector<float> cosines(size_t(positions_end) * dim / 2, 1.0f);
+    std::vector<float> sines(cosines.size(), 0.0f);
+    for (size_t i = 0; turned && i < cosines.size(); ++i) {
+      const double angle = std::pow(10000.0, -2.0 * (i % (dim / 2)) / dim) * (i / (dim / 2));
+      cosines[i] = static_cast<float>(std::cos(angle));
+      sines[i] = static_cast<float>(std::sin(angle));
+    }
     const Device<int32_t> slot_mapping(newest_);
-    const Device<int32_t> positions(std::vector<int32_t>(newest_.size(), 0));
-    const Device<float> cosines(std::vector<float>(shape_.head_dim / 2, 1.0f));
-    const Device<float> sines(std::vector<float>(shape_.head_dim / 2, 0.0f));
+    const Device<int32_t> positions_on_device(positions);
+    const Device<float> cosines_on_device(cosines);
+    const Device<float> sines_on_device(sines);
+    const Device<float> raw(test::Widen(type_, QkvBits()));
+    const Device<float> q_norm(test::RandomNormal(dim, 21));
+    const Device<float> k_norm(test::RandomNormal(dim, 22));
     AttentionArguments a = Arguments();
     a.inputs_settled = true;
+    a.prepares = fused;
+    a.qkv = fused ? nullptr : a.qkv;
+    a.preparation.raw = raw.get();
+    a.preparation.cosines = cosines_on_device.get();
+    a.preparation.sines = sines_on_device.get();
+    a.preparation.q_norm = turned ? q_norm.get() : nullptr;
+    a.preparation.k_norm = turned ? k_norm.get() : nullptr;
+    a.preparation.epsilon = 1e-6f;
     const Device<float> workspace(size_t{1} * a.num_sequences * a.num_heads * num_splits *
                                   (a.head_dim + 2));
     a.workspace = workspace.get();
     PrepareHeadsArguments heads;
     heads.type = type_;
     heads.qkv = qkv_.get();
-    heads.positions = positions.get();
+    heads.positions = positions_on_device.get();
     heads.slot_mapping = slot_mapping.get();
-    heads.cosines = cosines.get();
-    heads.sines = sines.get();
+    heads.cosines = a.preparation.cosines;
+    heads.sines = a.preparation.sines;
+    heads.q_norm = a.preparation.q_norm;
+    heads.k_norm = a.preparation.k_norm;
+    heads.epsilon = a.preparation.epsilon;
     heads.num_tokens = static_cast<int32_t>(newest_.size());
     heads.num_heads = a.num_heads;
     heads.kv_heads = a.kv_heads;
-    heads.head_dim = a.head_dim;
+    heads.head_dim = dim;
     heads.block_size = a.block_size;
     heads.k_cache = k_cache_.get();
     heads.v_cache = v_cache_.get();
-    for (const int32_t slot : newest_) {
-      for (int32_t head = 0; slot >= 0 && head < a.kv_heads; ++head) {
-        const size_t row = (size_t{1} * (slot / a.block_size) * a.kv_heads + head) * a.block_size +
-                           slot % a.block_size;
-        for (uint16_t* cache : {k_cache_.get(), v_cache_.get()}) {
-          test::CheckCuda(cudaMemset(cache + row * a.head_dim, 0xFF, a.head_dim * 2));
-        }
-      }
-    }
+    ForEachNewest([&](uint16_t* at) { test::CheckCuda(cudaMemset(at, 0xFF, dim * 2)); });
     test::CheckCuda(cudaDeviceSynchronize());
-    test::CheckCuda(PrepareHeads(heads, nullptr));
+    if (!fused) {
+      test::CheckCuda(PrepareHeads(heads, nullptr));
+    }
     test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits}, nullptr));
     test::CheckCuda(cudaDeviceSynchronize());
+  }
+
+  // The newest keys and values in the cache.
+  std::vector<float> Newest() const {
+    std::vector<uint16_t> bits;
+    ForEachNewest([&](const uint16_t* at) {
+      bits.resize(bits.size() + shape_.head_dim);
+      test::CheckCuda(cudaMemcpy(bits.data() + bits.size() - shape_.head_dim, at,
+                                 shape_.head_dim * 2, cudaMemcpyDeviceToHost));
+    });
+    return test::Widen(type_, bits);
   }
 
   std::vector<float> Out() const { return test::Widen(type_, out_.Read()); }
@@ -172,6 +206,19 @@ class Batch {
   std::vector<Chunk>& chunks() { return chunks_; }
 
  private:
+  template <typename Visit>
+  void ForEachNewest(Visit visit) const {
+    const int32_t block_size = shape_.block_size;
+    for (const int32_t slot : newest_) {
+      for (int32_t head = 0; slot >= 0 && head < shape_.kv_heads; ++head) {
+        const size_t row = (size_t{1} * (slot / block_size) * shape_.kv_heads + head) * block_size +
+                           slot % block_size;
+        visit(k_cache_.get() + row * shape_.head_dim);
+        visit(v_cache_.get() + row * shape_.head_dim);
+      }
+    }
+  }
+
   float Scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
   size_t QSize() const { return size_t{1} * shape_.num_heads() * shape_.head_dim; }
   size_t KvSize() const { return size_t{1} * shape_.kv_heads * shape_.head_dim; }
@@ -363,7 +410,23 @@ std::vector<Chunk> DecodeChunks(std::initializer_list<int32_t> kv_lens) {
 
 constexpr int32_t kHeadDims[] = {16, 20, 32, 64, 80, 96, 128, 256};
 
-class AttentionTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {};
+class AttentionTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {
+ protected:
+  // What was not written is NaN, in both.
+  static void ExpectClose(std::vector<float> actual, const std::vector<float>& expected,
+                          const std::string& what) {
+    std::vector<double> numbers(expected.begin(), expected.end());
+    ASSERT_EQ(actual.size(), numbers.size());
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      ASSERT_EQ(std::isnan(actual[i]), std::isnan(numbers[i])) << what << ", at " << i;
+      if (std::isnan(numbers[i])) {
+        actual[i] = 0;
+        numbers[i] = 0;
+      }
+    }
+    EXPECT_LE(test::RelativeError(actual, numbers), test::Tolerance(GetParam())) << what;
+  }
+};
 
 INSTANTIATE_TEST_SUITE_P(Types, AttentionTest, testing::Values(GpuType::kFp16, GpuType::kBf16),
                          [](const auto& type) { return test::TypeName(type.param); });
@@ -420,6 +483,44 @@ TEST_P(AttentionTest, SettledInputsAreReadAheadButNotTheNewestKey) {
       }
     }
   }
+}
+
+TEST_P(AttentionTest, DecodesPrepareHeadsAsTheKernelForThatDoes) {
+  for (const int32_t head_dim : {64, 96, 128, 256}) {
+    for (const int32_t group : {1, 4, 12}) {
+      ASSERT_TRUE(CanPrepareHeads(head_dim, 16));
+      const Batch batch(GetParam(), {.head_dim = head_dim, .group = group},
+                        DecodeChunks({1, 16, 17, 49, 64, 65, 130, 1000, 2001}));
+      for (const int32_t num_splits : {1, 4, 20}) {
+        const std::string what = std::to_string(num_splits) + " splits, head_dim " +
+                                 std::to_string(head_dim) + ", group " + std::to_string(group);
+        batch.Poison();
+        batch.PrepareAndDecode(num_splits, /*fused=*/true);
+        batch.Check(what);
+        batch.Poison();
+        batch.PrepareAndDecode(num_splits, /*fused=*/true, /*turned=*/true);
+        const std::vector<float> out = batch.Out();
+        const std::vector<float> newest = batch.Newest();
+        const Batch reference(GetParam(), {.head_dim = head_dim, .group = group},
+                              DecodeChunks({1, 16, 17, 49, 64, 65, 130, 1000, 2001}));
+        reference.Poison();
+        reference.PrepareAndDecode(num_splits, /*fused=*/false, /*turned=*/true);
+        ExpectClose(out, reference.Out(), what);
+        ExpectClose(newest, reference.Newest(), what);
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, RefusesToPrepareHeadsOfOtherSizes) {
+  EXPECT_FALSE(CanPrepareHeads(80, 16));
+  EXPECT_FALSE(CanPrepareHeads(128, 8));
+  AttentionArguments a;
+  a.head_dim = 80;
+  a.block_size = 16;
+  a.inputs_settled = true;
+  a.prepares = true;
+  EXPECT_EQ(DecodeAttention(a, {}, nullptr), cudaErrorInvalidValue);
 }
 
 TEST_P(AttentionTest, DecodeTwiceGivesTheSameBits) {
@@ -557,7 +658,8 @@ TEST(DecodePlanTest, FillsTheChipAndNoMore) {
   EXPECT_EQ(splits(8, 131072), 1);
   EXPECT_EQ(splits(128, 131072), 1);
   // Short contexts are not cut below what a block takes at once.
-  EXPECT_EQ(splits(1, 128), 2);
+  EXPECT_EQ(splits(1, 496), 1);
+  EXPECT_EQ(splits(1, 512), 2);
   EXPECT_EQ(splits(1, 1), 1);
 }
 

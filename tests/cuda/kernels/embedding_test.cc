@@ -29,11 +29,30 @@ TEST_P(EmbeddingTest, CopiesRowsExactly) {
       const Device<uint16_t> table(bits);
       const Device<int32_t> token_ids(ids);
       const Device<float> out(expected.size());
-      test::CheckCuda(GatherEmbeddings(GetParam(), table.get(), token_ids.get(), tokens, hidden,
-                                       out.get(), nullptr));
+      test::CheckCuda(GatherEmbeddings(GetParam(), table.get(), {.token_ids = token_ids.get()},
+                                       tokens, hidden, out.get(), nullptr));
       EXPECT_EQ(out.Read(), expected) << tokens << " x " << hidden;
     }
   }
+}
+
+TEST_P(EmbeddingTest, TakesTokensSampledBefore) {
+  const auto bits = test::Narrow(GetParam(), test::RandomNormal(6 * 8, 1));
+  const auto values = test::Widen(GetParam(), bits);
+  const Device<uint16_t> table(bits);
+  const Device<int32_t> token_ids({5, 1 << 30, 2, 1 << 30});  // not to be read where there is a row
+  const Device<int32_t> input_rows({-1, 2, -1, 0});
+  const Device<int32_t> sampled({4, 1 << 30, 3});
+  const Device<float> out(4 * 8);
+  test::CheckCuda(GatherEmbeddings(
+      GetParam(), table.get(),
+      {.token_ids = token_ids.get(), .input_rows = input_rows.get(), .sampled = sampled.get()}, 4,
+      8, out.get(), nullptr));
+  std::vector<float> expected;
+  for (const int32_t token : {5, 3, 2, 4}) {
+    expected.insert(expected.end(), values.begin() + token * 8, values.begin() + token * 8 + 8);
+  }
+  EXPECT_EQ(out.Read(), expected);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ struct Shape {
 
 class PrepareHeadsTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {
  protected:
-  void Check(const Shape& shape, int32_t tokens, bool norms);
+  void Check(const Shape& shape, int32_t tokens, bool norms, bool raw = false);
 };
 
 INSTANTIATE_TEST_SUITE_P(Types, PrepareHeadsTest, testing::Values(GpuType::kFp16, GpuType::kBf16),
@@ -49,13 +49,14 @@ std::vector<double> Prepare(std::span<const float> head, std::span<const float> 
   return x;
 }
 
-void PrepareHeadsTest::Check(const Shape& shape, int32_t tokens, bool norms) {
+// With `raw`, heads come in fp32, and qkv is poison.
+void PrepareHeadsTest::Check(const Shape& shape, int32_t tokens, bool norms, bool raw) {
   const GpuType type = GetParam();
   const auto [num_heads, kv_heads, head_dim] = shape;
   const int32_t heads = num_heads + 2 * kv_heads;
-  const auto input =
-      test::Narrow(type, test::RandomNormal(size_t{1} * tokens * heads * head_dim, head_dim));
-  const auto values = test::Widen(type, input);
+  const auto exact = test::RandomNormal(size_t{1} * tokens * heads * head_dim, head_dim);
+  const auto input = test::Narrow(type, exact);
+  const auto values = raw ? exact : test::Widen(type, input);
   const auto q_weight = test::RandomNormal(head_dim, 1);
   const auto k_weight = test::RandomNormal(head_dim, 2);
   std::vector<float> cosine_values;
@@ -70,7 +71,8 @@ void PrepareHeadsTest::Check(const Shape& shape, int32_t tokens, bool norms) {
     position_values.push_back((t * 7 + 3) % kMaxPositions);
     slots.push_back(t % 4 == 2 ? -1 : (t * 13 + 5) % (kNumBlocks * kBlockSize));
   }
-  const Device<uint16_t> qkv(input);
+  const Device<uint16_t> qkv(raw ? std::vector<uint16_t>(input.size(), 0xFFFF) : input);
+  const Device<float> raw_heads(values);
   const Device<int32_t> positions(position_values);
   const Device<int32_t> slot_mapping(slots);
   const Device<float> cosines(cosine_values);
@@ -83,6 +85,7 @@ void PrepareHeadsTest::Check(const Shape& shape, int32_t tokens, bool norms) {
   PrepareHeadsArguments a;
   a.type = type;
   a.qkv = qkv.get();
+  a.raw = raw ? raw_heads.get() : nullptr;
   a.positions = positions.get();
   a.slot_mapping = slot_mapping.get();
   a.cosines = cosines.get();
@@ -148,6 +151,7 @@ TEST_P(PrepareHeadsTest, MatchesDouble) {
     for (const bool norms : {false, true}) {
       Check({4, 2, head_dim}, 1, norms);
       Check({3, 1, head_dim}, 13, norms);
+      Check({3, 1, head_dim}, 13, norms, /*raw=*/true);
     }
   }
 }
@@ -162,6 +166,7 @@ TEST_P(PrepareHeadsTest, ServesPrompts) {
   for (const int32_t head_dim : {40, 80, 128, 256}) {
     Check({4, 2, head_dim}, 301, false);
     Check({3, 3, head_dim}, 301, true);
+    Check({3, 3, head_dim}, 301, true, /*raw=*/true);
   }
 }
 
