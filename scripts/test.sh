@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, builds and runs all tests.
-#   scripts/test.sh                 the optimised build
+#   scripts/test.sh                 the optimised build; with the CUDA backend where nvcc is found
+#                                   (GPU tests are skipped where there is no GPU)
+#   scripts/test.sh --cpu           without it
 #   scripts/test.sh --asan          with AddressSanitizer and UndefinedBehaviorSanitizer
 #   scripts/test.sh --tsan          with ThreadSanitizer
 #   --quick                         after these: only the tests that threads and memory can break
@@ -9,14 +11,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=cpu
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  preset=cuda
+  export PATH="$PATH:/usr/local/cuda/bin"
+fi
 build=()
 select=()
 while [ $# -gt 0 ]; do
   case "$1" in
+    --cpu) preset=cpu ;;
     --asan) preset=asan ;;
     --tsan) preset=tsan ;;
     --quick) build=(--target quick_tests); select=(-L quick) ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) break ;;
   esac
   shift
