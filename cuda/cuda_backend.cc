@@ -264,6 +264,7 @@ absl::Status CudaBackend::Launch(const Batch& batch) {
   flight.step = batch.step;
   flight.num_samples = batch.num_samples();
   RETURN_IF_ERROR(UploadChanges(batch, &flight));
+  NoteLogprobs(batch, &flight);
   if (!batch.empty()) {
     RETURN_IF_ERROR(EnqueueStep(batch, &flight));
   }
@@ -272,7 +273,11 @@ absl::Status CudaBackend::Launch(const Batch& batch) {
                                                  flight.num_samples * sizeof(int32_t),
                                                  cudaMemcpyDeviceToHost, stream_.get()));
   }
-  RETURN_IF_ERROR(ReadLogprobs(batch, &flight));
+  if (flight.any_logprobs) {
+    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(flight.logprobs.data(), forward_->logprobs(),
+                                                 flight.num_samples * sizeof(GpuRowLogprobs),
+                                                 cudaMemcpyDeviceToHost, stream_.get()));
+  }
   RETURN_IF_ERROR(flight.done->Record(stream_));
   last_samples_ = flight.num_samples;
   ++launched_;
@@ -336,7 +341,8 @@ absl::Status CudaBackend::EnqueueStep(const Batch& batch, InFlight* flight) {
                                                cudaMemcpyHostToDevice, stream_.get()));
   if (graph != nullptr) {
     ++counters_.graph_steps;
-    return graph->graph.Launch(stream_);
+    RETURN_IF_ERROR(graph->graph.Launch(stream_));
+    return flight->any_logprobs ? forward_->EnqueueLogprobs(graph->step) : absl::OkStatus();
   }
   ++counters_.eager_steps;
   GpuStep step{.inputs = StepInputs::At(inputs_.data(), shape), .shape = shape, .num_decodes = 0};
@@ -344,11 +350,11 @@ absl::Status CudaBackend::EnqueueStep(const Batch& batch, InFlight* flight) {
          batch.cu_seqlens[step.num_decodes + 1] == step.num_decodes + 1) {
     ++step.num_decodes;
   }
-  return forward_->Enqueue(step);
+  RETURN_IF_ERROR(forward_->Enqueue(step));
+  return flight->any_logprobs ? forward_->EnqueueLogprobs(step) : absl::OkStatus();
 }
 
-// Enqueues the copy of the rows' log-probabilities, if one of them has any.
-absl::Status CudaBackend::ReadLogprobs(const Batch& batch, InFlight* flight) {
+void CudaBackend::NoteLogprobs(const Batch& batch, InFlight* flight) const {
   flight->num_logprobs.clear();
   flight->any_logprobs = false;
   for (const int32_t sequence : batch.sample_seqs) {
@@ -356,13 +362,6 @@ absl::Status CudaBackend::ReadLogprobs(const Batch& batch, InFlight* flight) {
     flight->num_logprobs.push_back(wanted);
     flight->any_logprobs = flight->any_logprobs || wanted >= 0;
   }
-  if (!flight->any_logprobs) {
-    return absl::OkStatus();
-  }
-  return CudaStatus(cudaMemcpyAsync(flight->logprobs.data(), forward_->logprobs(),
-                                    flight->num_samples * sizeof(GpuRowLogprobs),
-                                    cudaMemcpyDeviceToHost, stream_.get()),
-                    "copying log-probabilities");
 }
 
 void CudaBackend::TakeLogprobs(const InFlight& flight, StepResult* result) const {

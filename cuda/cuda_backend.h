@@ -105,7 +105,8 @@ class CudaBackend : public Backend {
   absl::Status CaptureGraphs();
   absl::Status UploadChanges(const Batch& batch, InFlight* flight);
   absl::Status EnqueueStep(const Batch& batch, InFlight* flight);
-  absl::Status ReadLogprobs(const Batch& batch, InFlight* flight);
+  // Which rows want log-probabilities.
+  void NoteLogprobs(const Batch& batch, InFlight* flight) const;
   void TakeLogprobs(const InFlight& flight, StepResult* result) const;
   const DecodeGraph* FindGraph(const Batch& batch) const;
   InFlight& Flight(uint64_t index) { return flights_[index % flights_.size()]; }

@@ -363,10 +363,13 @@ absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
   sample.output_indices = step.inputs.output_indices;
   sample.tokens = sampled_.data();
   sample.workspace = sample_workspace_.data();
-  FERRITE_RETURN_IF_CUDA_ERROR(SampleTokens(sample, stream_.get()));
+  return CudaStatus(SampleTokens(sample, stream_.get()), "SampleTokens");
+}
+
+absl::Status GpuForward::EnqueueLogprobs(const GpuStep& step) const {
   LogprobsArguments logprobs;
   logprobs.logits = logits_.data();
-  logprobs.num_rows = rows;
+  logprobs.num_rows = step.shape.samples;
   logprobs.max_rows = info_.max_sequences;
   logprobs.vocab_size = config_.vocab_size;
   logprobs.params = params_.data();

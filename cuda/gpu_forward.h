@@ -49,6 +49,9 @@ class GpuForward {
   // Enqueues the whole step: row r's token goes to sampled()[r].
   absl::Status Enqueue(const GpuStep& step) const;
 
+  // Behind Enqueue, and part of no graph: logprobs()[r] of the rows that ask for theirs.
+  absl::Status EnqueueLogprobs(const GpuStep& step) const;
+
   int32_t* sampled() const { return sampled_.data(); }  // [max_sequences]
   // [max_sequences]; those of rows whose parameters ask for them
   const GpuRowLogprobs* logprobs() const { return logprobs_.data(); }

@@ -74,6 +74,21 @@ class WarpAttention {
         sines_[k][part] = *reinterpret_cast<const float2*>(sines + i);
       }
     }
+    if (newest_ >= 0) {
+      const float* norm = a_.preparation.k_norm;
+#pragma unroll
+      for (int j = 0; j < kPairs; ++j) {
+        const int i = min(j * 32 + lane_, kDim / 2 - 1);
+        key_turns_[j] = make_float2(cosines[i], sines[i]);
+        key_norms_[j] =
+            norm == nullptr ? make_float2(0, 0) : make_float2(norm[i], norm[kDim / 2 + i]);
+      }
+      newest_place_ =
+          CacheChunk(table_, (kv_len_ - 1) / kChunk, a_.kv_heads, kv_head_, a_.block_size / kChunk);
+    }
+    if (a_.preparation.q_norm != nullptr && lane_ * 32 < kDim) {  // 128 bytes each
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(a_.preparation.q_norm + lane_ * 32));
+    }
   }
 
   // Of raw heads: norm and rotation of the query, whose pairs (i, i + kDim / 2) a lane has both of.
@@ -159,10 +174,7 @@ class WarpAttention {
       }
       scale = rsqrtf(squares / static_cast<float>(kDim) + a_.preparation.epsilon);
     }
-    const int64_t turns = int64_t{kv_len_ - 1} * (kDim / 2);
-    const int32_t place =
-        CacheChunk(table_, (kv_len_ - 1) / kChunk, a_.kv_heads, kv_head_, a_.block_size / kChunk);
-    const int64_t row = (int64_t{place} * kChunk + (kv_len_ - 1) % kChunk) * kDim;
+    const int64_t row = (int64_t{newest_place_} * kChunk + (kv_len_ - 1) % kChunk) * kDim;
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
       const int i = j * 32 + lane_;
@@ -170,11 +182,11 @@ class WarpAttention {
         float low = key_[j][0];
         float high = key_[j][1];
         if (norm != nullptr) {
-          low *= scale * __ldg(norm + i);
-          high *= scale * __ldg(norm + kDim / 2 + i);
+          low *= scale * key_norms_[j].x;
+          high *= scale * key_norms_[j].y;
         }
-        const float cosine = __ldg(a_.preparation.cosines + turns + i);
-        const float sine = __ldg(a_.preparation.sines + turns + i);
+        const float cosine = key_turns_[j].x;
+        const float sine = key_turns_[j].y;
         key_[j][0] = low * cosine - high * sine;
         key_[j][1] = high * cosine + low * sine;
         if (write) {
@@ -376,6 +388,9 @@ class WarpAttention {
   // Only if kPrepares: by the dimensions of q_'s first half, and by pairs of dimensions.
   float2 cosines_[kDim / 32][2];
   float2 sines_[kDim / 32][2];
+  float2 key_turns_[kPairs];  // cosine and sine of the newest key's pairs
+  float2 key_norms_[kPairs];
+  int32_t newest_place_ = 0;
   float key_[kPairs][2];
   uint32_t value_[kPairs];
   // Of query heads 2 (lane % 4) and the one after; sums are over the lane's own keys until the end.
