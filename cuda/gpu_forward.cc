@@ -27,6 +27,9 @@ constexpr int32_t kMaxFusedNormRows = 1;
 constexpr int32_t kMaxStreamedRows = 8;
 static_assert(kMaxStreamedRows <= kMaxStreamRows);
 
+// Up to here gates and ups are kept in fp32, where they stay in the cache of the chip.
+constexpr int32_t kMaxPreciseRows = 64;
+
 // The streaming kernel loads eight inputs at a time.
 bool CanStream(int32_t rows, const DenseLinear& linear) {
   return rows <= kMaxStreamedRows && linear.inputs % 8 == 0;
@@ -246,10 +249,12 @@ absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const 
     RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), gate_up, Epilogue::kSiluMul,
                                   activated_.data()));
   } else {
-    RETURN_IF_ERROR(
-        NormedProduct(rows, weights.post_norm.data(), gate_up, Epilogue::kStore, gate_up_.data()));
-    FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), rows, config_.intermediate_size,
-                                         activated_.data(), stream_.get()));
+    const bool is_fp32 = rows <= kMaxPreciseRows && 2 * rows <= info_.max_step_tokens;
+    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), gate_up,
+                                  is_fp32 ? Epilogue::kFp32 : Epilogue::kStore, gate_up_.data()));
+    FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), is_fp32, rows,
+                                         config_.intermediate_size, activated_.data(),
+                                         stream_.get()));
   }
   return AddProduct(rows, activated_.data(), Dense(weights.down));
 }
