@@ -64,11 +64,18 @@ if wanted plain; then # one after another: some look at how much memory is free
     run_one plain "$program" 0 1
   done
 fi
+# How many tests of a program there are to run: a shard with none would look like a failure.
+count_tests() {
+  LD_LIBRARY_PATH="$bundle/lib:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+    "$bundle/bin/$1" --gtest_list_tests --gtest_filter="$filter" | grep -c '^  '
+}
 for tool in memcheck racecheck initcheck; do
   if wanted "$tool"; then
     for program in $(programs kernels); do
-      for ((shard = 0; shard < shards; ++shard)); do
-        echo "$tool $program $shard $shards"
+      count=$(count_tests "$program")
+      count=$((count < shards ? count : shards))
+      for ((shard = 0; shard < count; ++shard)); do
+        echo "$tool $program $shard $count"
       done
     done
   fi
