@@ -124,8 +124,8 @@ absl::StatusOr<std::unique_ptr<CpuLinear>> DnnlEngine::Pack(std::span<const Line
       streams_[0].wait();
       part.layout = DescribeLayout(part.kernel->weights_desc());
     } catch (const dnnl::error& error) {
-      const std::string message = absl::StrCat(
-          "oneDNN cannot pack ", std::string(parts[0].weight->name), ": ", error.message);
+      const std::string message = absl::StrCat("oneDNN cannot pack a matrix of ", rows.outputs(),
+                                               " by ", rows.inputs(), ": ", error.message);
       return error.status == dnnl_out_of_memory ? absl::ResourceExhaustedError(message)
                                                 : absl::InternalError(message);
     }

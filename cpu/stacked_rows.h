@@ -12,11 +12,11 @@ class StackedRows {
  public:
   explicit StackedRows(std::span<const LinearTensors> parts) : parts_(parts) {}
 
-  int32_t inputs() const { return static_cast<int32_t>(parts_[0].weight->shape[1]); }
+  int32_t inputs() const { return static_cast<int32_t>(parts_[0].inputs()); }
   int32_t outputs() const {
     int64_t outputs = 0;
     for (const LinearTensors& part : parts_) {
-      outputs += part.weight->shape[0];
+      outputs += part.outputs();
     }
     return static_cast<int32_t>(outputs);
   }

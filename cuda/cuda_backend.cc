@@ -130,6 +130,10 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
     const ModelConfig& config, const Checkpoint& checkpoint, const CudaBackendOptions& options) {
   ASSIGN_OR_RETURN(const GpuType type, ChooseType(options.compute_type, checkpoint));
   ASSIGN_OR_RETURN(const ModelTensors tensors, ResolveTensors(config, checkpoint));
+  if (IsQuantized(tensors)) {
+    return absl::UnimplementedError(
+        "the model is quantised by GPTQ, which backend.type cpu serves and cuda does not yet");
+  }
   return Build(config, type, tensors.lm_head == nullptr, options,
                [&](const GpuWeightOptions& weight_options, const Stream& stream) {
                  return TransformerGpuWeights::Create(config, tensors, weight_options, stream);

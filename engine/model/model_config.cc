@@ -291,10 +291,6 @@ absl::Status ReadWindows(const JsonObject& file, const Family& family, ModelConf
 
 // Options that change the numbers, and have one value that does not.
 absl::Status CheckOptions(const JsonObject& file) {
-  ASSIGN_OR_RETURN(const auto quantization, file.OptionalObject("quantization_config"));
-  if (quantization.has_value()) {
-    return quantization->Unimplemented("quant_method", "is not supported");
-  }
   ASSIGN_OR_RETURN(const std::string activation, file.StringOr("hidden_act", "silu"));
   if (activation != "silu" && activation != "swish") {  // two names of one function
     return file.Unimplemented("hidden_act", "is not supported unless it is \"silu\"");
@@ -337,6 +333,10 @@ absl::StatusOr<ModelConfig> Parse(std::string_view text, const std::string& sour
   config.qk_norm = family.qk_norm;
   RETURN_IF_ERROR(ReadWindows(file, family, &config));
   ASSIGN_OR_RETURN(config.rope, ReadRopeConfig(file, config.max_position_embeddings));
+  ASSIGN_OR_RETURN(const auto quantization, file.OptionalObject("quantization_config"));
+  if (quantization.has_value()) {
+    ASSIGN_OR_RETURN(config.gptq, ReadGptqConfig(*quantization));
+  }
   return config;
 }
 
@@ -349,7 +349,16 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json) {
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/", kFileName);
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  return Parse(text, path);
+  ASSIGN_OR_RETURN(ModelConfig config, Parse(text, path));
+  // What AutoGPTQ writes.
+  const std::string gptq_path = absl::StrCat(directory, "/quantize_config.json");
+  const absl::StatusOr<std::string> gptq_text = ReadFile(gptq_path);
+  if (!config.gptq.has_value() && !absl::IsNotFound(gptq_text.status())) {
+    RETURN_IF_ERROR(gptq_text.status());
+    ASSIGN_OR_RETURN(const JsonObject quantization, JsonObject::Parse(*gptq_text, gptq_path));
+    ASSIGN_OR_RETURN(config.gptq, ReadGptqConfig(quantization));
+  }
+  return config;
 }
 
 }  // namespace ferrite

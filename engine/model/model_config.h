@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/ids.h"
+#include "engine/model/gptq_config.h"
 
 namespace ferrite {
 
@@ -52,6 +53,7 @@ struct ModelConfig {
   // [num_layers] How many keys a query sees, itself and those just before it; 0: all of them.
   std::vector<int32_t> windows;
   bool tie_word_embeddings = false;
+  std::optional<GptqConfig> gptq;  // if linears may be quantised
   std::optional<TokenId> bos_token_id;
   std::vector<TokenId> eos_token_ids;
 
@@ -64,7 +66,8 @@ struct ModelConfig {
 // change the numbers and is not supported (config_keys.h says which may), is Unimplemented, named.
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
 
-// Reads `directory`/config.json. NotFound if there is none.
+// Reads `directory`/config.json. NotFound if there is none. If it does not say how the model is
+// quantised, `directory`/quantize_config.json may.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
 
 }  // namespace ferrite

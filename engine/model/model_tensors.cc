@@ -38,6 +38,11 @@ class Resolver {
                                    &tensors_.layers[static_cast<size_t>(i)]));
     }
     RETURN_IF_ERROR(RefuseUnused());
+    if (config_.gptq.has_value() && !IsQuantized(tensors_)) {
+      return absl::InvalidArgumentError(
+          "the model's configuration says that it is quantised by GPTQ, but no linear has a "
+          "'.qweight' tensor");
+    }
     return std::move(tensors_);
   }
 
@@ -58,6 +63,20 @@ class Resolver {
 
   absl::Status TakeLinear(const std::string& name, int64_t outputs, int64_t inputs, bool has_bias,
                           LinearTensors* linear) {
+    if (config_.gptq.has_value() && Has(name + ".qweight")) {
+      ASSIGN_OR_RETURN(linear->gptq,
+                       FindGptqTensors(checkpoint_, name, outputs, inputs, *config_.gptq));
+      for (const TensorView* tensor : {linear->gptq->qweight, linear->gptq->scales,
+                                       linear->gptq->qzeros, linear->gptq->g_idx}) {
+        if (tensor != nullptr) {
+          MarkUsed(tensor);
+        }
+      }
+      tensors_.num_parameters += outputs * inputs;
+      // Some tools write a bias of zeros whether or not the model has one.
+      return has_bias || Has(name + ".bias") ? Take(name + ".bias", {outputs}, &linear->bias)
+                                             : absl::OkStatus();
+    }
     RETURN_IF_ERROR(Take(name + ".weight", {outputs, inputs}, &linear->weight));
     return has_bias ? Take(name + ".bias", {outputs}, &linear->bias) : absl::OkStatus();
   }
@@ -133,6 +152,24 @@ class Resolver {
 };
 
 }  // namespace
+
+void LinearTensors::ReadRows(int64_t first, int64_t count, float* out) const {
+  if (gptq.has_value()) {
+    DequantizeRows(*gptq, first, count, out);
+    return;
+  }
+  const int64_t width = inputs();
+  ConvertToFloat(*weight, first * width, std::span<float>(out, static_cast<size_t>(count * width)));
+}
+
+bool IsQuantized(const ModelTensors& tensors) {
+  return std::ranges::any_of(tensors.layers, [](const LayerTensors& layer) {
+    return std::ranges::any_of(
+        std::initializer_list<const LinearTensors*>{&layer.q, &layer.k, &layer.v, &layer.o,
+                                                    &layer.gate, &layer.up, &layer.down},
+        [](const LinearTensors* linear) { return linear->gptq.has_value(); });
+  });
+}
 
 absl::StatusOr<ModelTensors> ResolveTensors(const ModelConfig& config,
                                             const Checkpoint& checkpoint) {

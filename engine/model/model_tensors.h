@@ -2,18 +2,27 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/model/checkpoint.h"
+#include "engine/model/gptq.h"
 #include "engine/model/model_config.h"
 #include "engine/model/tensor_view.h"
 
 namespace ferrite {
 
+// A weight [outputs, inputs], in one of two forms.
 struct LinearTensors {
-  const TensorView* weight = nullptr;  // [outputs, inputs]
-  const TensorView* bias = nullptr;    // [outputs], or null
+  const TensorView* weight = nullptr;              // floating point, or null
+  std::optional<GptqTensors> gptq = std::nullopt;  // if `weight` is null
+  const TensorView* bias = nullptr;                // [outputs], or null
+
+  int64_t outputs() const { return gptq.has_value() ? gptq->outputs : weight->shape[0]; }
+  int64_t inputs() const { return gptq.has_value() ? gptq->inputs : weight->shape[1]; }
+  // out[count, inputs] = rows [first, first + count) in fp32.
+  void ReadRows(int64_t first, int64_t count, float* out) const;
 };
 
 struct LayerTensors {
@@ -39,11 +48,16 @@ struct ModelTensors {
   int64_t num_parameters = 0;              // a tied lm_head counts once
 };
 
+// Whether any linear is quantised.
+bool IsQuantized(const ModelTensors& tensors);
+
 // Finds every tensor that `config` calls for; names may lack their "model." prefix, all or none.
 // NotFound names a tensor that is missing and its shape; InvalidArgument one of the wrong shape,
 // with expected and found shape, of a dtype that is no floating-point one, or one that the model
-// has no place for. rotary_emb.inv_freq is let be. A tied model may have embed_tokens.weight,
-// lm_head.weight, or both; if those differ they are not tied, as transformers has it.
+// has no place for. With `config.gptq` every linear of a layer may be in GPTQ's layout, and one has
+// to be; a bias that comes with it counts even if `config` knows of none. rotary_emb.inv_freq is
+// let be. A tied model may have embed_tokens.weight, lm_head.weight, or both; if those differ they
+// are not tied, as transformers has it.
 absl::StatusOr<ModelTensors> ResolveTensors(const ModelConfig& config,
                                             const Checkpoint& checkpoint);
 
