@@ -44,10 +44,10 @@ absl::Status CheckTensor(const TensorView& tensor, std::initializer_list<DType> 
   return absl::OkStatus();
 }
 
-absl::Status CheckSizes(const std::string& name, int64_t outputs, int64_t inputs,
+absl::Status CheckSizes(const std::string& prefix, int64_t outputs, int64_t inputs,
                         int64_t group_size) {
   const auto indivisible = [&](const char* what, int64_t size, int64_t by, const char* why) {
-    return absl::InvalidArgumentError(absl::StrCat("linear '", name, "' has ", size, " ", what,
+    return absl::InvalidArgumentError(absl::StrCat("linear '", prefix, "' has ", size, " ", what,
                                                    ", which is no multiple of ", why, " (", by,
                                                    "): it cannot be in GPTQ's layout"));
   };
@@ -77,7 +77,7 @@ absl::Status CheckGroups(const GptqTensors& tensors) {
 
 }  // namespace
 
-absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& name,
+absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& prefix,
                                             int64_t outputs, int64_t inputs,
                                             const GptqConfig& config) {
   GptqTensors tensors;
@@ -85,20 +85,20 @@ absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const 
   tensors.outputs = outputs;
   tensors.group_size = config.group_size < 0 ? inputs : config.group_size;
   tensors.zeros_less_one = config.zeros_less_one;
-  RETURN_IF_ERROR(CheckSizes(name, outputs, inputs, tensors.group_size));
+  RETURN_IF_ERROR(CheckSizes(prefix, outputs, inputs, tensors.group_size));
   const auto find = [&](const char* suffix, bool required,
                         const TensorView** tensor) -> absl::Status {
-    *tensor = checkpoint.Find(name + suffix);
+    *tensor = checkpoint.Find(prefix + suffix);
     if (*tensor == nullptr && required) {
-      return absl::NotFoundError(absl::StrCat("the checkpoint has '", name,
-                                              ".qweight' but no tensor '", name, suffix, "'"));
+      return absl::NotFoundError(absl::StrCat("the checkpoint has no tensor '", prefix, suffix,
+                                              "', which its GPTQ layout calls for"));
     }
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(find(".qweight", true, &tensors.qweight));
-  RETURN_IF_ERROR(find(".scales", true, &tensors.scales));
-  RETURN_IF_ERROR(find(".qzeros", !config.symmetric, &tensors.qzeros));
-  RETURN_IF_ERROR(find(".g_idx", config.act_order, &tensors.g_idx));
+  RETURN_IF_ERROR(find("qweight", true, &tensors.qweight));
+  RETURN_IF_ERROR(find("scales", true, &tensors.scales));
+  RETURN_IF_ERROR(find("qzeros", !config.symmetric, &tensors.qzeros));
+  RETURN_IF_ERROR(find("g_idx", config.act_order, &tensors.g_idx));
   const int64_t groups = tensors.num_groups();
   RETURN_IF_ERROR(CheckTensor(*tensors.qweight, {DType::kI32}, {inputs / kPerWord, outputs}));
   RETURN_IF_ERROR(CheckTensor(*tensors.scales, {DType::kF16, DType::kBF16}, {groups, outputs}));

@@ -31,7 +31,7 @@ struct GptqTensors {
 // Finds `name`.qweight, .scales, .qzeros and .g_idx and checks every shape, type and index.
 // NotFound names a tensor that is missing; InvalidArgument the tensor, what it has and what was
 // expected. qzeros may be missing if the quantisation is symmetric, g_idx unless it is act-ordered.
-absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& name,
+absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& prefix,
                                             int64_t outputs, int64_t inputs,
                                             const GptqConfig& config);
 

@@ -65,7 +65,7 @@ class Resolver {
                           LinearTensors* linear) {
     if (config_.gptq.has_value() && Has(name + ".qweight")) {
       ASSIGN_OR_RETURN(linear->gptq,
-                       FindGptqTensors(checkpoint_, name, outputs, inputs, *config_.gptq));
+                       FindGptqTensors(checkpoint_, name + ".", outputs, inputs, *config_.gptq));
       for (const TensorView* tensor : {linear->gptq->qweight, linear->gptq->scales,
                                        linear->gptq->qzeros, linear->gptq->g_idx}) {
         if (tensor != nullptr) {
