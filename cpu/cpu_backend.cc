@@ -12,17 +12,6 @@
 namespace ferrite {
 namespace {
 
-// Norms are often kept in fp32 beside 16-bit weights, so what counts is the bulk of the bytes.
-bool IsMostlyBf16(const Checkpoint& checkpoint) {
-  size_t total = 0;
-  size_t bf16 = 0;
-  for (const TensorView& tensor : checkpoint.tensors()) {
-    total += tensor.data.size();
-    bf16 += tensor.dtype == DType::kBF16 ? tensor.data.size() : 0;
-  }
-  return bf16 > total / 2;
-}
-
 absl::StatusOr<ComputeType> ChooseComputeType(const std::string& wanted,
                                               const Checkpoint& checkpoint) {
   if (wanted == "fp32") {
@@ -32,7 +21,7 @@ absl::StatusOr<ComputeType> ChooseComputeType(const std::string& wanted,
     return ComputeType::kBf16;
   }
   if (wanted == "auto") {
-    return IsMostlyBf16(checkpoint) ? ComputeType::kBf16 : ComputeType::kFp32;
+    return checkpoint.IsMostlyBf16() ? ComputeType::kBf16 : ComputeType::kFp32;
   }
   return absl::InvalidArgumentError(
       absl::StrCat("compute_type is \"", wanted, "\"; the CPU has auto, fp32 and bf16"));

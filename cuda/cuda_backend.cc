@@ -29,16 +29,6 @@ std::vector<int32_t> GraphSizes(int32_t max_sequences) {
   return sizes;
 }
 
-bool IsMostlyBf16(const Checkpoint& checkpoint) {
-  size_t total = 0;
-  size_t bf16 = 0;
-  for (const TensorView& tensor : checkpoint.tensors()) {
-    total += tensor.data.size();
-    bf16 += tensor.dtype == DType::kBF16 ? tensor.data.size() : 0;
-  }
-  return bf16 > total / 2;
-}
-
 absl::StatusOr<GpuType> ChooseType(const std::string& wanted, const Checkpoint& checkpoint) {
   if (wanted == "fp16") {
     return GpuType::kFp16;
@@ -47,7 +37,7 @@ absl::StatusOr<GpuType> ChooseType(const std::string& wanted, const Checkpoint& 
     return GpuType::kBf16;
   }
   if (wanted == "auto") {
-    return IsMostlyBf16(checkpoint) ? GpuType::kBf16 : GpuType::kFp16;
+    return checkpoint.IsMostlyBf16() ? GpuType::kBf16 : GpuType::kFp16;
   }
   return absl::InvalidArgumentError(
       absl::StrCat("compute_type is \"", wanted, "\"; a GPU has auto, fp16 and bf16"));

@@ -161,4 +161,14 @@ absl::StatusOr<const TensorView*> Checkpoint::Get(std::string_view name,
   return tensor;
 }
 
+bool Checkpoint::IsMostlyBf16() const {
+  size_t total = 0;
+  size_t bf16 = 0;
+  for (const TensorView& tensor : tensors_) {
+    total += IsFloatingPoint(tensor.dtype) ? tensor.data.size() : 0;
+    bf16 += tensor.dtype == DType::kBF16 ? tensor.data.size() : 0;
+  }
+  return bf16 > total / 2;
+}
+
 }  // namespace ferrite

@@ -42,6 +42,10 @@ class Checkpoint {
 
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
+  // Whether most bytes of the floating-point tensors are bf16: norms are often kept in fp32 beside
+  // 16-bit weights, and quantised weights are integers.
+  bool IsMostlyBf16() const;
+
  private:
   Checkpoint() = default;
 

@@ -80,6 +80,22 @@ TEST(CheckpointTest, HandsOutTensors) {
   EXPECT_EQ((*checkpoint)->Find("__metadata__"), nullptr);
 }
 
+TEST(CheckpointTest, KnowsWhetherItIsMostlyBf16) {
+  const auto is_mostly = [](const std::vector<TensorToWrite>& tensors) {
+    return Checkpoint::Open(FolderWith(SafetensorsBytes(tensors))).value()->IsMostlyBf16();
+  };
+  const std::vector<float> values(64);
+  const TensorToWrite matrix = test::BF16Tensor("w", {64}, values);
+  const TensorToWrite norm = F32Tensor("n", {4}, std::vector<float>(4));
+  const TensorToWrite packed{
+      .name = "q", .dtype = "I32", .shape = {1000}, .data = std::string(4000, 0)};
+  EXPECT_TRUE(is_mostly({matrix}));
+  EXPECT_TRUE(is_mostly({matrix, norm}));
+  EXPECT_TRUE(is_mostly({matrix, norm, packed}));
+  EXPECT_FALSE(is_mostly({norm, packed}));
+  EXPECT_FALSE(is_mostly({matrix, F32Tensor("v", {32}, std::vector<float>(32))}));
+}
+
 TEST(CheckpointTest, ChecksShapeAndDType) {
   const auto checkpoint = Checkpoint::Open(
       FolderWith(SafetensorsBytes({F32Tensor("w", {2, 2}, kValues), {"ids", "U8", {3}, "abc"}})));
