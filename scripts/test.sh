@@ -3,6 +3,7 @@
 #   scripts/test.sh                 the optimised build; with the CUDA backend where nvcc is found
 #                                   (GPU tests are skipped where there is no GPU)
 #   scripts/test.sh --cpu           without it
+#   --arch LIST                     compiles kernels for these architectures only, such as 80;90
 #   scripts/test.sh --asan          with AddressSanitizer and UndefinedBehaviorSanitizer
 #   scripts/test.sh --tsan          with ThreadSanitizer
 #   --quick                         after these: only the tests that threads and memory can break
@@ -15,21 +16,24 @@ if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   preset=cuda
   export PATH="$PATH:/usr/local/cuda/bin"
 fi
+configure=()
 build=()
 select=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --cpu) preset=cpu ;;
+    --arch) configure+=("-DCMAKE_CUDA_ARCHITECTURES=$2"); shift ;;
     --asan) preset=asan ;;
     --tsan) preset=tsan ;;
     --quick) build=(--target quick_tests); select=(-L quick) ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) break ;;
   esac
   shift
 done
 
 scripts/setup.sh
-cmake --preset "$preset"
+[ "$preset" = cuda ] || configure=()
+cmake --preset "$preset" "${configure[@]}"
 cmake --build --preset "$preset" --parallel "$(nproc)" "${build[@]}"
 ctest --preset "$preset" "${select[@]}" "$@"
