@@ -5,7 +5,7 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know how to 
 endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-find_package(CUDAToolkit 12.4 REQUIRED)
+find_package(CUDAToolkit 12.8 REQUIRED)  # the first that knows sm_120
 
 add_library(ferrite_cuda_flags INTERFACE)
 target_compile_options(ferrite_cuda_flags INTERFACE
