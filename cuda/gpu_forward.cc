@@ -11,29 +11,16 @@
 #include "cuda/kernels/rms_norm.h"
 #include "cuda/kernels/silu_mul.h"
 #include "cuda/kernels/step.h"
-#include "cuda/kernels/stream_matmul.h"
 #include "cuda/memory_plan.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
 namespace {
 
-using Epilogue = StreamMatmulArguments::Epilogue;
-
-// Up to here every block of a product works the norm out for itself; beyond, one kernel for all.
-constexpr int32_t kMaxFusedNormRows = 1;
-
-// Beyond these rows cuBLAS is faster on an H200 (docs/performance.md).
-constexpr int32_t kMaxStreamedRows = 8;
-static_assert(kMaxStreamedRows <= kMaxStreamRows);
+using Epilogue = Product::Epilogue;
 
 // Up to here gates and ups are kept in fp32, where they stay in the cache of the chip.
 constexpr int32_t kMaxPreciseRows = 64;
-
-// The streaming kernel loads eight inputs at a time.
-bool CanStream(int32_t rows, const DenseLinear& linear) {
-  return rows <= kMaxStreamedRows && linear.inputs % 8 == 0;
-}
 
 // How many tokens' projected heads are kept in fp32 at most: where heads are normed (Qwen3), all;
 // rounding them to 16 bits both before and after the norm took bf16 logits past 2 % of error.
@@ -59,13 +46,15 @@ size_t AttentionWorkspaceBytes(const ModelConfig& config, const BackendInfo& inf
 }  // namespace
 
 GpuForward::GpuForward(const ModelConfig& config, const BackendInfo& info,
-                       const TransformerGpuWeights& weights, const Stream& stream)
+                       const TransformerGpuWeights& weights, const Stream& stream,
+                       Products products)
     : config_(config),
       info_(info),
       weights_(weights),
       stream_(stream),
       type_(weights.embed_table.type()),
-      blocks_per_slot_((info.max_sequence_length + info.block_size - 1) / info.block_size) {}
+      blocks_per_slot_((info.max_sequence_length + info.block_size - 1) / info.block_size),
+      products_(std::move(products)) {}
 
 absl::StatusOr<std::unique_ptr<GpuForward>> GpuForward::Create(const ModelConfig& config,
                                                                const BackendInfo& info,
@@ -73,9 +62,10 @@ absl::StatusOr<std::unique_ptr<GpuForward>> GpuForward::Create(const ModelConfig
                                                                const Stream& stream) {
   RETURN_IF_ERROR(stream.MakeDeviceCurrent());
   ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(stream.device()));
-  std::unique_ptr<GpuForward> pass(new GpuForward(config, info, weights, stream));
+  ASSIGN_OR_RETURN(Products products, Products::Create(weights, stream));
+  std::unique_ptr<GpuForward> pass(
+      new GpuForward(config, info, weights, stream, std::move(products)));
   pass->num_multiprocessors_ = device.num_multiprocessors;
-  ASSIGN_OR_RETURN(pass->matmul_, GpuMatmul::Create(pass->type_, stream));
   RETURN_IF_ERROR(pass->Allocate());
   RETURN_IF_ERROR(pass->SizeScratch());
   return pass;
@@ -95,9 +85,7 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
 
 int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
                                    int32_t num_multiprocessors) {
-  // The partial sums of our products: generously, since their sizes depend on the device.
-  constexpr int64_t kPartials = int64_t{16} << 20;
-  return GpuMatmul::kWorkspaceBytes + kPartials +
+  return Products::WorkspaceBytes() +
          static_cast<int64_t>(AttentionWorkspaceBytes(config, info, num_multiprocessors) +
                               SampleWorkspaceBytes(info.max_sequences, config.vocab_size) +
                               LogprobsWorkspaceBytes(info.max_sequences, config.vocab_size) +
@@ -167,38 +155,6 @@ absl::Status GpuForward::SizeScratch() {
                                         "log-probabilities' workspace"));
   FERRITE_RETURN_IF_CUDA_ERROR(
       cudaMemsetAsync(logprobs_workspace_.data(), 0, logprobs_workspace_.bytes(), stream_.get()));
-  StreamMatmulScratch most;
-  const LayerWeights& layer = weights_.layers.front();
-  for (const DenseLinear& linear : {Dense(layer.qkv), Dense(layer.o), Dense(layer.gate_up),
-                                    Dense(layer.down), Dense(weights_.lm_head)}) {
-    for (int32_t rows = 1; CanStream(rows, linear); ++rows) {
-      for (const bool norm : {false, true}) {
-        StreamMatmulArguments arguments;
-        arguments.type = type_;
-        arguments.rows = rows;
-        arguments.inputs = linear.inputs;
-        arguments.outputs = linear.outputs;
-        arguments.weight = linear.weight;
-        if (norm) {
-          arguments.residual = residual_.data();
-        } else {
-          arguments.x = normed_.data();
-        }
-        StreamMatmulScratch scratch;
-        FERRITE_RETURN_IF_CUDA_ERROR(SizeStreamMatmulScratch(arguments, &scratch));
-        most.partials = std::max(most.partials, scratch.partials);
-        most.counters = std::max(most.counters, scratch.counters);
-      }
-    }
-  }
-  ASSIGN_OR_RETURN(partials_, DeviceBuffer<float>::Create(
-                                  device, static_cast<int64_t>(most.partials), "matmul scratch"));
-  ASSIGN_OR_RETURN(counters_, DeviceBuffer<int32_t>::Create(
-                                  device, static_cast<int64_t>(most.counters), "matmul scratch"));
-  if (!counters_.empty()) {
-    FERRITE_RETURN_IF_CUDA_ERROR(
-        cudaMemsetAsync(counters_.data(), 0, counters_.bytes(), stream_.get()));
-  }
   return absl::OkStatus();
 }
 
@@ -239,24 +195,23 @@ absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const 
   const LayerWeights& weights = weights_.layers[layer];
   const int32_t rows = step.shape.tokens;
   const bool raw = KeepsRawHeads(step);
-  RETURN_IF_ERROR(NormedProduct(rows, weights.input_norm.data(), Dense(weights.qkv),
+  RETURN_IF_ERROR(NormedProduct(rows, weights.input_norm.data(), weights.qkv,
                                 raw ? Epilogue::kFp32 : Epilogue::kStore,
                                 raw ? static_cast<void*>(raw_heads_.data()) : qkv_.data()));
   RETURN_IF_ERROR(EnqueueAttention(step, layer));
-  RETURN_IF_ERROR(AddProduct(rows, attended_.data(), Dense(weights.o)));
-  const DenseLinear gate_up = Dense(weights.gate_up);
-  if (CanStream(rows, gate_up)) {
-    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), gate_up, Epilogue::kSiluMul,
-                                  activated_.data()));
+  RETURN_IF_ERROR(AddProduct(rows, attended_.data(), weights.o));
+  if (products_.FusesSiluMul(rows, weights.gate_up)) {
+    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
+                                  Epilogue::kSiluMul, activated_.data()));
   } else {
     const bool is_fp32 = rows <= kMaxPreciseRows && 2 * rows <= info_.max_step_tokens;
-    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), gate_up,
+    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
                                   is_fp32 ? Epilogue::kFp32 : Epilogue::kStore, gate_up_.data()));
     FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), is_fp32, rows,
                                          config_.intermediate_size, activated_.data(),
                                          stream_.get()));
   }
-  return AddProduct(rows, activated_.data(), Dense(weights.down));
+  return AddProduct(rows, activated_.data(), weights.down);
 }
 
 absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) const {
@@ -332,9 +287,9 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
 
 absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
   const int32_t rows = step.shape.samples;
-  const DenseLinear head = Dense(weights_.lm_head);
   if (step.shape.tokens == 1) {  // its row is the one that is sampled
-    return NormedProduct(rows, weights_.final_norm.data(), head, Epilogue::kFp32, logits_.data());
+    return NormedProduct(rows, weights_.final_norm.data(), weights_.lm_head, Epilogue::kFp32,
+                         logits_.data());
   }
   RmsNormArguments norm;
   norm.type = type_;
@@ -346,15 +301,9 @@ absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
   FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
-  if (!CanStream(rows, head)) {
-    return matmul_.StoreFp32(normed_.data(), rows, head, /*add=*/false, logits_.data());
-  }
-  StreamMatmulArguments product;
-  product.rows = rows;
-  product.x = normed_.data();
-  product.epilogue = Epilogue::kFp32;
-  product.y = logits_.data();
-  return Stream16(product, head);
+  return products_.Run(
+      {.rows = rows, .x = normed_.data(), .epilogue = Epilogue::kFp32, .y = logits_.data()},
+      weights_.lm_head);
 }
 
 absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
@@ -385,18 +334,14 @@ absl::Status GpuForward::EnqueueLogprobs(const GpuStep& step) const {
   return CudaStatus(ComputeLogprobs(logprobs, stream_.get()), "ComputeLogprobs");
 }
 
-absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight,
-                                       const DenseLinear& linear, Epilogue epilogue,
-                                       void* out) const {
-  StreamMatmulArguments product;
-  product.rows = rows;
-  product.epilogue = epilogue;
-  product.y = out;
-  if (rows <= kMaxFusedNormRows && CanStream(rows, linear)) {
+absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight, const Linear& linear,
+                                       Epilogue epilogue, void* out) const {
+  Product product{.rows = rows, .epilogue = epilogue, .y = out};
+  if (products_.FusesNorm(rows, linear)) {
     product.residual = residual_.data();
     product.norm_weight = norm_weight;
     product.epsilon = config_.rms_norm_eps;
-    return Stream16(product, linear);
+    return products_.Run(product, linear);
   }
   RmsNormArguments norm;
   norm.type = type_;
@@ -407,37 +352,13 @@ absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight,
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
   FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
-  if (CanStream(rows, linear)) {
-    product.x = normed_.data();
-    return Stream16(product, linear);
-  }
-  return epilogue == Epilogue::kFp32 ? matmul_.StoreFp32(normed_.data(), rows, linear,
-                                                         /*add=*/false, static_cast<float*>(out))
-                                     : matmul_.Store(normed_.data(), rows, linear, out);
+  product.x = normed_.data();
+  return products_.Run(product, linear);
 }
 
-absl::Status GpuForward::AddProduct(int32_t rows, const void* x, const DenseLinear& linear) const {
-  if (!CanStream(rows, linear)) {
-    return matmul_.StoreFp32(x, rows, linear, /*add=*/true, residual_.data());
-  }
-  StreamMatmulArguments product;
-  product.rows = rows;
-  product.x = x;
-  product.epilogue = Epilogue::kAdd;
-  product.y = residual_.data();
-  return Stream16(product, linear);
-}
-
-absl::Status GpuForward::Stream16(StreamMatmulArguments arguments,
-                                  const DenseLinear& linear) const {
-  arguments.type = type_;
-  arguments.inputs = linear.inputs;
-  arguments.outputs = linear.outputs;
-  arguments.weight = linear.weight;
-  arguments.bias = linear.bias;
-  arguments.partials = partials_.data();
-  arguments.counters = counters_.data();
-  return CudaStatus(StreamMatmul(arguments, stream_.get()), "StreamMatmul");
+absl::Status GpuForward::AddProduct(int32_t rows, const void* x, const Linear& linear) const {
+  return products_.Run({.rows = rows, .x = x, .epilogue = Epilogue::kAdd, .y = residual_.data()},
+                       linear);
 }
 
 }  // namespace ferrite

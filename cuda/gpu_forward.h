@@ -8,11 +8,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cuda/device_buffer.h"
-#include "cuda/gpu_matmul.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/logprobs.h"
 #include "cuda/kernels/sample.h"
-#include "cuda/kernels/stream_matmul.h"
+#include "cuda/products.h"
 #include "cuda/step_inputs.h"
 #include "cuda/stream.h"
 #include "cuda/transformer_gpu_weights.h"
@@ -64,7 +63,7 @@ class GpuForward {
 
  private:
   GpuForward(const ModelConfig& config, const BackendInfo& info,
-             const TransformerGpuWeights& weights, const Stream& stream);
+             const TransformerGpuWeights& weights, const Stream& stream, Products products);
 
   absl::Status Allocate();
   absl::Status SizeScratch();
@@ -77,11 +76,10 @@ class GpuForward {
   absl::Status EnqueueHead(const GpuStep& step) const;
   absl::Status EnqueueSampling(const GpuStep& step) const;
   // out = norm(residual) W^T + b, by the way that suits the number of rows.
-  absl::Status NormedProduct(int32_t rows, const float* norm_weight, const DenseLinear& linear,
-                             StreamMatmulArguments::Epilogue epilogue, void* out) const;
+  absl::Status NormedProduct(int32_t rows, const float* norm_weight, const Linear& linear,
+                             Product::Epilogue epilogue, void* out) const;
   // residual += x W^T + b.
-  absl::Status AddProduct(int32_t rows, const void* x, const DenseLinear& linear) const;
-  absl::Status Stream16(StreamMatmulArguments arguments, const DenseLinear& linear) const;
+  absl::Status AddProduct(int32_t rows, const void* x, const Linear& linear) const;
 
   ModelConfig config_;
   BackendInfo info_;
@@ -90,7 +88,7 @@ class GpuForward {
   GpuType type_;
   int32_t blocks_per_slot_;
   int32_t num_multiprocessors_ = 0;
-  GpuMatmul matmul_;
+  Products products_;
 
   DeviceBuffer<uint16_t> k_cache_;  // [num_layers, num_blocks, kv_heads, block_size, head_dim]
   DeviceBuffer<uint16_t> v_cache_;
@@ -110,8 +108,6 @@ class GpuForward {
   DeviceBuffer<GpuRowLogprobs> logprobs_;  // [S]
   DeviceMemory sample_workspace_;
   DeviceMemory logprobs_workspace_;
-  DeviceBuffer<float> partials_;    // StreamMatmul's
-  DeviceBuffer<int32_t> counters_;  // StreamMatmul's
 };
 
 }  // namespace ferrite

@@ -7,11 +7,11 @@
 
 namespace ferrite {
 
-// y[rows, width] of `type` += bias[width] fp32.
+// y[rows, width] of `type` += bias[width] fp32, where rows of y are `y_stride` elements apart.
 cudaError_t AddBias(GpuType type, const float* bias, int32_t rows, int32_t width, void* y,
-                    cudaStream_t stream);
+                    int32_t y_stride, cudaStream_t stream);
 // The same for y in fp32.
-cudaError_t AddBiasFp32(const float* bias, int32_t rows, int32_t width, float* y,
+cudaError_t AddBiasFp32(const float* bias, int32_t rows, int32_t width, float* y, int32_t y_stride,
                         cudaStream_t stream);
 
 }  // namespace ferrite

@@ -51,27 +51,32 @@ TEST_F(StepTest, InputsComeFromTheRowsOfTheStepBefore) {
   EXPECT_EQ(tokens.Read(), (std::vector<int32_t>{1, 2, 3, 52, 50, 9}));
 }
 
+// Rows are wider apart than the bias; what lies between is not touched.
 TEST_F(StepTest, BiasesAreAdded) {
   constexpr int32_t kRows = 3;
   constexpr int32_t kWidth = 301;
+  constexpr int32_t kStride = 320;
   const auto bias = test::RandomNormal(kWidth, 1);
-  const auto y = test::RandomNormal(kRows * kWidth, 2);
+  const auto y = test::RandomNormal(kRows * kStride, 2);
+  const auto biased = [&](float value, int32_t i) {
+    return double{value} + (i % kStride < kWidth ? bias[i % kStride] : 0);
+  };
   const Device<float> device_bias(bias);
   for (const GpuType type : {GpuType::kFp16, GpuType::kBf16}) {
     const Device<uint16_t> out(test::Narrow(type, y));
-    test::CheckCuda(AddBias(type, device_bias.get(), kRows, kWidth, out.get(), nullptr));
+    test::CheckCuda(AddBias(type, device_bias.get(), kRows, kWidth, out.get(), kStride, nullptr));
     const auto actual = test::Widen(type, out.Read());
     std::vector<double> expected;
-    for (int32_t i = 0; i < kRows * kWidth; ++i) {
-      expected.push_back(double{test::Widen(type, test::Narrow(type, y[i]))} + bias[i % kWidth]);
+    for (int32_t i = 0; i < kRows * kStride; ++i) {
+      expected.push_back(biased(test::Widen(type, test::Narrow(type, y[i])), i));
     }
     EXPECT_LE(test::RelativeError(actual, expected), test::Tolerance(type));
   }
   const Device<float> out(y);
-  test::CheckCuda(AddBiasFp32(device_bias.get(), kRows, kWidth, out.get(), nullptr));
+  test::CheckCuda(AddBiasFp32(device_bias.get(), kRows, kWidth, out.get(), kStride, nullptr));
   const auto actual = out.Read();
-  for (int32_t i = 0; i < kRows * kWidth; ++i) {
-    EXPECT_EQ(actual[i], y[i] + bias[i % kWidth]);
+  for (int32_t i = 0; i < kRows * kStride; ++i) {
+    EXPECT_EQ(actual[i], static_cast<float>(biased(y[i], i)));
   }
 }
 

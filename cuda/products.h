@@ -1,0 +1,72 @@
+// Products of activations with projections, each by the way that suits its rows and its weights.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cuda/device_buffer.h"
+#include "cuda/gpu_matmul.h"
+#include "cuda/kernels/kernel_types.h"
+#include "cuda/kernels/stream_matmul.h"
+#include "cuda/linear_weight.h"
+#include "cuda/stream.h"
+#include "cuda/transformer_gpu_weights.h"
+
+namespace ferrite {
+
+// y = epilogue(x W^T + b), all in device memory.
+struct Product {
+  using Epilogue = StreamMatmulArguments::Epilogue;
+
+  int32_t rows = 0;
+  // One of the two. With `residual`, x is its RMS norm; only where Products::FusesNorm says so.
+  const void* x = nullptr;             // [rows, inputs] of the weights' type
+  const float* residual = nullptr;     // [rows, inputs] fp32
+  const float* norm_weight = nullptr;  // [inputs] fp32
+  float epsilon = 0;
+
+  // kSiluMul only where Products::FusesSiluMul says so.
+  Epilogue epilogue = Epilogue::kStore;
+  void* y = nullptr;  // as the epilogue has it
+};
+
+// Works on one stream, on which its products share their scratch. Everything it needs is allocated
+// up front, so that it can be captured.
+class Products {
+ public:
+  // For the projections of `weights`; they and `stream` outlive it.
+  static absl::StatusOr<Products> Create(const TransformerGpuWeights& weights,
+                                         const Stream& stream);
+
+  // For planning memory: what Create allocates, generously, since it depends on the device.
+  static int64_t WorkspaceBytes();
+
+  bool FusesNorm(int32_t rows, const Linear& linear) const;
+  bool FusesSiluMul(int32_t rows, const Linear& linear) const;
+
+  absl::Status Run(const Product& product, const Linear& linear) const;
+
+ private:
+  // What of a product one part of its projection makes.
+  struct Part;
+
+  Products(GpuType type, const Stream& stream, GpuMatmul matmul)
+      : type_(type), stream_(stream.get()), matmul_(std::move(matmul)) {}
+
+  absl::Status AllocateScratch(const TransformerGpuWeights& weights, int device);
+
+  absl::Status RunPart(const Part& part, const GpuWeight& weight) const;
+  absl::Status RunCublas(const Part& part, const void* weight, int64_t inputs,
+                         int64_t outputs) const;
+  StreamMatmulArguments StreamArguments(const Part& part, int64_t inputs, int64_t outputs) const;
+
+  GpuType type_;
+  cudaStream_t stream_;
+  GpuMatmul matmul_;
+  DeviceBuffer<float> partials_;    // of the streaming kernels
+  DeviceBuffer<int32_t> counters_;  // of the streaming kernels
+};
+
+}  // namespace ferrite
