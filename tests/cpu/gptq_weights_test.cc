@@ -3,10 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -14,97 +11,42 @@
 #include "cpu/forward.h"
 #include "cpu/matmul_engine.h"
 #include "cpu/simd_ops.h"
-#include "engine/model/gptq.h"
 #include "engine/slot_table.h"
 #include "tests/engine/model/status_matchers.h"
+#include "tests/testing/gptq_fixtures.h"
 #include "tests/testing/paged_batch.h"
 #include "tests/testing/safetensors_writer.h"
 
 namespace ferrite {
 namespace {
 
+using test::GptqFixture;
 using test::IsOk;
 
-struct Linear {
-  std::string file;
-  GptqConfig config;
-  int64_t inputs = 0;
-  int64_t outputs = 0;
-};
-
-std::string ReadText(const std::string& path) {
-  std::ifstream file(path);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// Those that a folder's variants.json lists.
-std::vector<Linear> LinearsOf(const std::string& folder) {
-  std::vector<Linear> linears;
-  for (const auto& variant : nlohmann::json::parse(ReadText(folder + "/variants.json"))) {
-    linears.push_back({.file = folder + "/" + variant.at("file").get<std::string>(),
-                       .config = {.group_size = variant.at("group_size"),
-                                  .act_order = variant.at("desc_act"),
-                                  .symmetric = variant.at("sym"),
-                                  .zeros_less_one = variant.at("checkpoint_format") == "gptq"},
-                       .inputs = variant.at("k"),
-                       .outputs = variant.at("n")});
-  }
-  return linears;
-}
-
-std::vector<Linear> AllLinears() {
-  std::vector<Linear> linears = LinearsOf(FERRITE_SOURCE_DIR "/tests/fixtures/gptq/linears");
-  for (const Linear& linear : LinearsOf(FERRITE_GPTQ_DIR "/linears")) {
-    linears.push_back(linear);
-  }
-  return linears;
-}
-
-std::unique_ptr<Checkpoint> Open(const std::string& file) {
-  const std::string folder = test::FreshTempDir();
-  std::filesystem::create_symlink(std::filesystem::absolute(file), folder + "/model.safetensors");
-  return Checkpoint::Open(folder).value();
-}
-
-std::string Bits(const TensorView& tensor) {
-  return {reinterpret_cast<const char*>(tensor.data.data()), tensor.data.size()};
-}
-
 TEST(GptqWeightsTest, EveryVariantDequantizesBitForBit) {
-  const std::vector<Linear> linears = AllLinears();
-  ASSERT_EQ(linears.size(), 8u + 33u);
-  for (const Linear& linear : linears) {
-    SCOPED_TRACE(linear.file);
-    const auto checkpoint = Open(linear.file);
-    const auto tensors =
-        FindGptqTensors(*checkpoint, "", linear.outputs, linear.inputs, linear.config);
-    ASSERT_THAT(tensors, IsOk());
-    std::vector<float> weights(static_cast<size_t>(linear.outputs * linear.inputs));
-    DequantizeRows(*tensors, 0, linear.outputs, weights.data());
-    const std::vector<int64_t> shape = {linear.outputs, linear.inputs};
-    EXPECT_TRUE(test::F16Tensor("", shape, weights).data ==
-                Bits(*checkpoint->Find("expected.fp16")));
-    EXPECT_TRUE(test::BF16Tensor("", shape, weights).data ==
-                Bits(*checkpoint->Find("expected.bf16")));
+  for (const GptqFixture& fixture : test::LoadGptqFixtures()) {
+    SCOPED_TRACE(fixture.file);
+    std::vector<float> weights(static_cast<size_t>(fixture.outputs * fixture.inputs));
+    DequantizeRows(fixture.tensors, 0, fixture.outputs, weights.data());
+    const std::vector<int64_t> shape = {fixture.outputs, fixture.inputs};
+    EXPECT_TRUE(test::F16Tensor("", shape, weights).data == fixture.Bytes("expected.fp16"));
+    EXPECT_TRUE(test::BF16Tensor("", shape, weights).data == fixture.Bytes("expected.bf16"));
   }
 }
 
 // x W^T + b of one to 512 rows, which repeat those of the fixture.
-void CheckProduct(const Linear& linear, ComputeType type, double tolerance) {
-  SCOPED_TRACE(linear.file);
-  const auto checkpoint = Open(linear.file);
-  const auto tensors =
-      FindGptqTensors(*checkpoint, "", linear.outputs, linear.inputs, linear.config);
-  ASSERT_THAT(tensors, IsOk());
+void CheckProduct(const GptqFixture& fixture, ComputeType type, double tolerance) {
+  SCOPED_TRACE(fixture.file);
+  const Checkpoint* const checkpoint = fixture.checkpoint.get();
   const LinearTensors parts[] = {
-      {.weight = nullptr, .gptq = *tensors, .bias = checkpoint->Find("bias")}};
+      {.weight = nullptr, .gptq = fixture.tensors, .bias = checkpoint->Find("bias")}};
   ThreadPool pool(2);
   const auto engine = MatmulEngine::Create(type, &pool);
   ASSERT_THAT(engine, IsOk());
   const auto packed = (*engine)->Pack(parts);
   ASSERT_THAT(packed, IsOk());
-  const auto inputs = static_cast<size_t>(linear.inputs);
-  const auto outputs = static_cast<size_t>(linear.outputs);
+  const auto inputs = static_cast<size_t>(fixture.inputs);
+  const auto outputs = static_cast<size_t>(fixture.outputs);
   std::vector<float> x(3 * inputs);
   ConvertToFloat(*checkpoint->Find("x"), 0, x);
   std::vector<double> expected(3 * outputs);
@@ -142,14 +84,14 @@ void CheckProduct(const Linear& linear, ComputeType type, double tolerance) {
 }
 
 TEST(GptqWeightsTest, ProductsMatchDouble) {
-  for (const Linear& linear : AllLinears()) {
-    CheckProduct(linear, ComputeType::kFp32, 1e-5);
+  for (const GptqFixture& fixture : test::LoadGptqFixtures()) {
+    CheckProduct(fixture, ComputeType::kFp32, 1e-5);
   }
 }
 
 TEST(GptqWeightsTest, ProductsOfRoundedWeightsMatchDouble) {
-  for (const Linear& linear : AllLinears()) {
-    CheckProduct(linear, ComputeType::kBf16, 1e-2);  // weights and maybe inputs have 8 bits
+  for (const GptqFixture& fixture : test::LoadGptqFixtures()) {
+    CheckProduct(fixture, ComputeType::kBf16, 1e-2);  // weights and maybe inputs have 8 bits
   }
 }
 
@@ -196,14 +138,13 @@ std::vector<float> Logits(const std::string& folder, bool* quantized) {
 }
 
 TEST(GptqWeightsTest, ModelsComputeAsIfDequantizedBefore) {
-  const std::string models = FERRITE_GPTQ_DIR "/models/";
   std::vector<std::vector<float>> all;
-  for (const char* name : {"tiny_sym_g32", "tiny_asym_g64_act_apart", "tiny_mixed_v2"}) {
-    SCOPED_TRACE(name);
+  for (const std::string& folder : test::GptqModelFolders()) {
+    SCOPED_TRACE(folder);
     bool quantized = false;
-    const std::vector<float> logits = Logits(models + name, &quantized);
+    const std::vector<float> logits = Logits(folder, &quantized);
     EXPECT_TRUE(quantized);
-    EXPECT_EQ(logits, Logits(models + name + "_plain", &quantized));
+    EXPECT_EQ(logits, Logits(folder + "_plain", &quantized));
     EXPECT_FALSE(quantized);
     for (const std::vector<float>& other : all) {
       EXPECT_NE(logits, other);
