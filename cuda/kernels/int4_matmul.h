@@ -25,8 +25,8 @@ struct Int4MatmulArguments {
     kAdd,    // y[rows, y_stride] fp32 +=
   };
   Epilogue epilogue = Epilogue::kStore;
-  void* y = nullptr;
-  int32_t y_stride = 0;  // elements between rows of y, at least `outputs`
+  void* y = nullptr;     // 8-byte aligned
+  int32_t y_stride = 0;  // elements between rows of y, even and at least `outputs`
 
   // As large as Int4MatmulWorkspaceBytes says, zero at first and left so that it can be used again.
   void* workspace = nullptr;
