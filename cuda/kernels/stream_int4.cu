@@ -8,7 +8,7 @@
 
 // In the manner of stream_matmul.cu: one block a multiprocessor streams its share of W through a
 // ring in shared memory. A unit of work is a row of tiles, 16 outputs (for kSiluMul the gates' and
-// the ups' row) by one slice of the inputs; the warps of the block share out its inputs.
+// the ups' row) by one slice of the inputs; the warps of a team share out its inputs.
 namespace ferrite {
 namespace stream_int4 {
 namespace {
@@ -16,7 +16,6 @@ namespace {
 using stream_matmul::ArriveAtBarrier;
 using stream_matmul::InitBarrier;
 using stream_matmul::RoundUp;
-using stream_matmul::SumBuffers;
 using stream_matmul::WaitBarrier;
 using Epilogue = StreamMatmulArguments::Epilogue;
 
@@ -42,6 +41,28 @@ __device__ void ReadOrdered(const StreamMatmulArguments& a, const stream_matmul:
       }
       x[row * plan.x_stride + k] = value;
     }
+  }
+}
+
+// Waits for the kernel ahead and puts this block's slice of x into shared memory, a team some of
+// the rows; `scratch` is the team's own.
+template <typename T>
+__device__ void ReadRows(const StreamMatmulArguments& all, const stream_matmul::Plan& plan,
+                         const int32_t* order, int begin, T* x, float* scratch) {
+  StreamMatmulArguments a = all;
+  // A single row's norm both teams work out, and write the same: its barriers are of the block.
+  if (a.rows > 1 || a.residual == nullptr) {
+    const int low = (a.rows + 1) / 2;
+    const int first = threadIdx.y == 0 ? 0 : low;
+    a.rows = threadIdx.y == 0 ? low : a.rows - low;
+    a.x = a.x == nullptr ? nullptr : static_cast<const T*>(a.x) + int64_t{first} * a.inputs;
+    a.residual = a.residual == nullptr ? nullptr : a.residual + int64_t{first} * a.inputs;
+    x += first * plan.x_stride;
+  }
+  if (order != nullptr) {
+    ReadOrdered(a, plan, order, begin, x, scratch);
+  } else {
+    stream_matmul::ReadActivations(a, plan, begin, x, scratch);
   }
 }
 
@@ -143,7 +164,8 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const stream_matmu
   __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  const bool first_thread = threadIdx.x + threadIdx.y == 0;
+  if (first_thread) {
     last = atomicAdd(a.counters + group, 1) == plan.slices - 1;
     __threadfence();
   }
@@ -152,8 +174,8 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const stream_matmu
     return;
   }
   const int groups = plan.blocks / plan.slices;
-  for (int unit = group + static_cast<int>(threadIdx.x / 32) * groups; unit < plan.units;
-       unit += kWarps * groups) {
+  const int warp = static_cast<int>(threadIdx.y * kWarps + threadIdx.x / 32);
+  for (int unit = group + warp * groups; unit < plan.units; unit += kTeams * kWarps * groups) {
     float sums[kTiles][4];
     ReadStart<kTiles>(a, unit, sums);
 #pragma unroll 4
@@ -165,49 +187,50 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const stream_matmu
     }
     WriteUnit<T, kTiles>(a, unit, sums);
   }
-  if (threadIdx.x == 0) {
+  if (first_thread) {
     a.counters[group] = 0;
   }
 }
 
 template <typename T, int kTiles, int kRing>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kTeams* kThreads, 1)
     Kernel(const __grid_constant__ StreamMatmulArguments a,
            const __grid_constant__ Int4Weight weight, const __grid_constant__ Plan full_plan) {
-  constexpr int kBuffers = SumBuffers(kTiles);
   constexpr int kStep = StepInputs(kTiles);
+  constexpr int kUnitSums = kWarps * kTiles * 32;
   using Values = Nibbles<T>;
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint64_t filled[kBuffers];   // all warps have put their sums of a unit
-  __shared__ uint64_t emptied[kBuffers];  // and they have been added up
+  __shared__ uint64_t all_filled[kTeams][kSumBuffers];   // all warps have put their sums of a unit
+  __shared__ uint64_t all_emptied[kTeams][kSumBuffers];  // and they have been added up
   const stream_matmul::Plan& plan = full_plan.shape;
+  const int team = threadIdx.y;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int slice = blockIdx.x % plan.slices;
   const int group = blockIdx.x / plan.slices;
   const int groups = plan.blocks / plan.slices;
-  char* scales = shared + kRing * kStageBytes;
-  auto* sums_of_warps =
-      reinterpret_cast<float4*>(scales + kRing * kWarps * ScaleBytes(full_plan.chunk));
-  T* x = reinterpret_cast<T*>(sums_of_warps + kBuffers * kWarps * kTiles * 32);
+  const int scale_bytes = kRing * kWarps * ScaleBytes(full_plan.chunk);
+  char* scales = shared + kTeams * kRing * kStageBytes;
+  auto* all_sums = reinterpret_cast<float4*>(scales + kTeams * scale_bytes);
+  T* x = reinterpret_cast<T*>(all_sums + kTeams * kSumBuffers * kUnitSums);
+  float4* sums_of_warps = all_sums + team * kSumBuffers * kUnitSums;
+  uint64_t* filled = all_filled[team];
+  uint64_t* emptied = all_emptied[team];
 
   AllowNext();
-  WeightStream<kTiles> weights(weight, full_plan, shared, scales, slice, group);
+  const int first_unit = group + team * groups;
+  WeightStream<kTiles> weights(weight, full_plan, shared + team * kRing * kStageBytes,
+                               scales + team * scale_bytes, slice, first_unit);
 #pragma unroll 1
   for (int stage = 0; stage < kRing; ++stage) {
     weights.Start(stage);
   }
-  if (threadIdx.x < kBuffers) {
+  if (threadIdx.x < kSumBuffers) {
     InitBarrier(&filled[threadIdx.x], kThreads);
     InitBarrier(&emptied[threadIdx.x], 32);
   }
-  if (weight.order != nullptr) {
-    ReadOrdered(a, plan, weight.order, slice * plan.slice_inputs, x,
-                reinterpret_cast<float*>(sums_of_warps));
-  } else {
-    stream_matmul::ReadActivations(a, plan, slice * plan.slice_inputs, x,
-                                   reinterpret_cast<float*>(sums_of_warps));
-  }
+  ReadRows(a, plan, weight.order, slice * plan.slice_inputs, x,
+           reinterpret_cast<float*>(sums_of_warps));
   __syncthreads();
 
   // Rows past the last read that one: what comes of them is not looked at.
@@ -215,15 +238,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       stream_matmul::SharedAddress(x + min(lane % 8, a.rows - 1) * plan.x_stride + lane / 8 * 8);
   const bool has_zeros = weight.zeros != nullptr;
   const auto finish = [&](int i) {
-    const int buffer = i % kBuffers;
-    FinishUnit<T, kTiles>(a, plan, group + i * groups, slice,
-                          sums_of_warps + buffer * kWarps * kTiles * 32, &filled[buffer],
-                          i / kBuffers % 2);
+    const int buffer = i % kSumBuffers;
+    FinishUnit<T, kTiles>(a, plan, first_unit + i * kTeams * groups, slice,
+                          sums_of_warps + buffer * kUnitSums, &filled[buffer], i / kSumBuffers % 2);
     ArriveAtBarrier(&emptied[buffer]);
   };
   int stage = 0;
   int i = 0;
-  for (int unit = group; unit < plan.units; unit += groups, ++i) {
+  for (int unit = first_unit; unit < plan.units; unit += kTeams * groups, ++i) {
     float sums[kTiles][4] = {};
     for (int step = warp * kStep; step < plan.slice_inputs; step += kWarps * kStep) {
       // Where the second half is past the slice, its weights and scales are zero: any x will do.
@@ -239,17 +261,15 @@ __global__ void __launch_bounds__(kThreads, 2)
       } else {
         MultiplyStep<T, kTiles, 32>(weights, stage, x_at, has_zeros, sums);
       }
-      __syncwarp();  // and have read them
-      weights.Start(stage);
       stage = stage + 1 == kRing ? 0 : stage + 1;
     }
-    const int buffer = i % kBuffers;
-    if (i >= kBuffers) {
-      WaitBarrier(&emptied[buffer], (i / kBuffers - 1) % 2);
+    const int buffer = i % kSumBuffers;
+    if (i >= kSumBuffers) {
+      WaitBarrier(&emptied[buffer], (i / kSumBuffers - 1) % 2);
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      sums_of_warps[((buffer * kWarps + warp) * kTiles + tile) * 32 + lane] =
+      sums_of_warps[buffer * kUnitSums + (warp * kTiles + tile) * 32 + lane] =
           make_float4(sums[tile][0] * Values::kScale, sums[tile][1] * Values::kScale,
                       sums[tile][2] * Values::kHighScale, sums[tile][3] * Values::kHighScale);
     }
@@ -296,16 +316,18 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight, P
   const int group_size = weight.group_size;
   full_plan->chunk = group_size % 128 == 0 ? 128 : group_size % 64 == 0 ? 64 : 32;
   full_plan->groups = a.inputs / group_size;
-  full_plan->groups_an_input = 1.0f / static_cast<float>(group_size);
+  full_plan->group_factor =
+      static_cast<uint32_t>(((uint64_t{1} << 32) + group_size - 1) / group_size);
 
   stream_matmul::Plan* plan = &full_plan->shape;
   const int tiles = a.epilogue == Epilogue::kSiluMul ? 2 : 1;
   plan->units = a.outputs / tiles / kInt4TileOutputs;
   plan->shared_bytes = limits.block_shared_bytes - stream_matmul::kStaticSharedBytes;
-  const size_t stage_bytes = kStageBytes + size_t{1} * kWarps * ScaleBytes(full_plan->chunk);
-  const size_t sums_bytes = size_t{1} * SumBuffers(tiles) * kThreads * tiles * sizeof(float4);
+  const size_t stage_bytes = size_t{kTeams} * (kStageBytes + kWarps * ScaleBytes(full_plan->chunk));
+  const size_t team_sums_bytes = size_t{kSumBuffers} * kThreads * tiles * sizeof(float4);
+  const size_t sums_bytes = kTeams * team_sums_bytes;
   const size_t segments = RoundUp(a.inputs, stream_matmul::kSegment) / stream_matmul::kSegment;
-  if (a.residual != nullptr && (segments + 1) * a.rows * sizeof(float) > sums_bytes) {
+  if (a.residual != nullptr && (segments + 1) * a.rows * sizeof(float) > team_sums_bytes) {
     return cudaErrorInvalidValue;
   }
   for (int slices = 1; slices <= limits.multiprocessors; ++slices) {
@@ -316,12 +338,10 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight, P
     const size_t fixed = sums_bytes + size_t{2} * a.rows * plan->x_stride;
     const int groups = limits.multiprocessors / plan->slices;
     // Not if many multiprocessors were left over for want of a whole group.
-    if (fixed + stream_matmul::kMinStages * stage_bytes <= plan->shared_bytes &&
+    if (fixed + kMinRing * stage_bytes <= plan->shared_bytes &&
         groups * plan->slices * 16 >= limits.multiprocessors * 15) {
       const size_t fit = (plan->shared_bytes - fixed) / stage_bytes;
-      plan->stages = fit >= stream_matmul::kDeepStages ? stream_matmul::kDeepStages
-                     : fit >= stream_matmul::kStages   ? stream_matmul::kStages
-                                                       : stream_matmul::kMinStages;
+      plan->stages = static_cast<int>(std::min<size_t>(fit, kMaxRing));
       plan->blocks = std::min(groups, plan->units) * plan->slices;
       return cudaSuccess;
     }
@@ -329,10 +349,14 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight, P
   return cudaErrorInvalidValue;
 }
 
+// So that Plan::group_factor is exact.
+constexpr int32_t kMaxInputs = 65536;
+
 bool IsValid(const StreamMatmulArguments& a, const Int4Weight& weight) {
   const int tiles = a.epilogue == Epilogue::kSiluMul ? 2 : 1;
   return a.rows >= 1 && a.rows <= kMaxStreamInt4Rows && weight.inputs >= kInt4TileInputs &&
-         weight.inputs % kInt4TileInputs == 0 && weight.outputs >= tiles * kInt4TileOutputs &&
+         weight.inputs % kInt4TileInputs == 0 && weight.inputs <= kMaxInputs &&
+         weight.outputs >= tiles * kInt4TileOutputs &&
          weight.outputs % (tiles * kInt4TileOutputs) == 0 && weight.group_size >= kMatrixInputs &&
          weight.group_size % kMatrixInputs == 0 && weight.inputs % weight.group_size == 0;
 }
@@ -352,18 +376,18 @@ cudaError_t Prepare(const StreamMatmulArguments& arguments, const Int4Weight& we
 template <typename T, int kTiles>
 cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan,
                    cudaStream_t stream) {
-  auto* kernel = plan.shape.stages == stream_matmul::kDeepStages
-                     ? Kernel<T, kTiles, stream_matmul::kDeepStages>
-                 : plan.shape.stages == stream_matmul::kStages
-                     ? Kernel<T, kTiles, stream_matmul::kStages>
-                     : Kernel<T, kTiles, stream_matmul::kMinStages>;
+  static_assert(kMinRing == 2 && kMaxRing == 5);
+  auto* kernel = plan.shape.stages == 5   ? Kernel<T, kTiles, 5>
+                 : plan.shape.stages == 4 ? Kernel<T, kTiles, 4>
+                 : plan.shape.stages == 3 ? Kernel<T, kTiles, 3>
+                                          : Kernel<T, kTiles, 2>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shape.shared_bytes));
   if (error != cudaSuccess) {
     return error;
   }
-  return LaunchOverlapped(kernel, static_cast<unsigned>(plan.shape.blocks), kThreads,
+  return LaunchOverlapped(kernel, static_cast<unsigned>(plan.shape.blocks), dim3(kThreads, kTeams),
                           plan.shape.shared_bytes, stream, a, weight, plan);
 }
 
