@@ -66,7 +66,8 @@ absl::Status CheckOptions(const CudaBackendOptions& options, const ModelConfig& 
 
 // How many KV blocks the cache has: as configured, or what fits, but no more than all sequences at
 // their longest can use.
-absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, bool tied, const BackendInfo& info,
+absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, int64_t weight_bytes,
+                                     bool quantized, const BackendInfo& info,
                                      const DeviceInfo& device, const CudaBackendOptions& options) {
   // What CUDA takes for a captured graph, a kernel at a time; measured, and rounded up.
   constexpr int64_t kGraphKernelBytes = 16 << 10;
@@ -77,8 +78,9 @@ absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, bool tied, const
   request.total = device.total_bytes;
   request.free = device.free_bytes;
   request.gpu_memory_fraction = options.gpu_memory_fraction;
-  request.weights = WeightFootprint(config, tied, info.max_sequence_length);
-  request.workspace = GpuForward::WorkspaceBytes(config, info, device.num_multiprocessors);
+  request.weights = weight_bytes;
+  request.workspace =
+      GpuForward::WorkspaceBytes(config, info, quantized, device.num_multiprocessors);
   request.activations = GpuForward::ActivationBytes(config, info);
   request.graphs = options.graphs ? static_cast<int64_t>(GraphSizes(info.max_sequences).size()) *
                                         kernels * kGraphKernelBytes
@@ -120,34 +122,35 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(
     const ModelConfig& config, const Checkpoint& checkpoint, const CudaBackendOptions& options) {
   ASSIGN_OR_RETURN(const GpuType type, ChooseType(options.compute_type, checkpoint));
   ASSIGN_OR_RETURN(const ModelTensors tensors, ResolveTensors(config, checkpoint));
-  if (IsQuantized(tensors)) {
-    return absl::UnimplementedError(
-        "the model is quantised by GPTQ, which backend.type cpu serves and cuda does not yet");
-  }
-  return Build(config, type, tensors.lm_head == nullptr, options,
-               [&](const GpuWeightOptions& weight_options, const Stream& stream) {
-                 return TransformerGpuWeights::Create(config, tensors, weight_options, stream);
+  const GpuWeightOptions weight_options{.type = type, .plan = {.fused_int4 = options.fused_int4}};
+  return Build(config, tensors, tensors.lm_head == nullptr, weight_options, options,
+               [&](const GpuWeightOptions& final_options, const Stream& stream) {
+                 return TransformerGpuWeights::Create(config, tensors, final_options, stream);
                });
 }
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::CreateRandom(
-    const ModelConfig& config, GpuType type, const CudaBackendOptions& options) {
-  return Build(config, type, config.tie_word_embeddings, options,
-               [&](const GpuWeightOptions& weight_options, const Stream& stream) {
-                 return TransformerGpuWeights::Random(config, weight_options, /*seed=*/1, stream);
+    const ModelConfig& config, GpuType type, const CudaBackendOptions& options,
+    const RandomInt4& int4) {
+  ModelTensors tensors;
+  tensors.layers.resize(static_cast<size_t>(config.num_layers));
+  const GpuWeightOptions weight_options{.type = type,
+                                        .plan = {.fused_int4 = options.fused_int4, .random = int4}};
+  return Build(config, tensors, config.tie_word_embeddings, weight_options, options,
+               [&](const GpuWeightOptions& final_options, const Stream& stream) {
+                 return TransformerGpuWeights::Random(config, final_options, /*seed=*/1, stream);
                });
 }
 
-absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(const ModelConfig& config,
-                                                                GpuType type, bool tied,
-                                                                const CudaBackendOptions& options,
-                                                                const LoadWeights& load) {
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
+    const ModelConfig& config, const ModelTensors& tensors, bool tied,
+    GpuWeightOptions weight_options, const CudaBackendOptions& options, const LoadWeights& load) {
   RETURN_IF_ERROR(CheckOptions(options, config));
   ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(options.device));
   ASSIGN_OR_RETURN(Stream stream, Stream::Create(options.device));
   RETURN_IF_ERROR(stream.MakeDeviceCurrent());
   BackendInfo info{.device = absl::StrCat("cuda:", options.device),
-                   .compute_type = type == GpuType::kFp16 ? "fp16" : "bf16",
+                   .compute_type = weight_options.type == GpuType::kFp16 ? "fp16" : "bf16",
                    .num_blocks = options.num_blocks,
                    .block_size = options.block_size,
                    .max_sequences = options.max_sequences,
@@ -159,15 +162,18 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(const ModelConfi
                    .max_end_token_ids = GpuSamplingParams::kMaxEndTokens,
                    .num_parameters = 0,
                    .pipeline_depth = 2};
-  ASSIGN_OR_RETURN(info.num_blocks, PlanKvBlocks(config, tied, info, device, options));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(info, std::move(stream)));
-  GpuWeightOptions weight_options;
-  weight_options.type = type;
   weight_options.max_positions = info.max_sequence_length;
   weight_options.progress = options.progress;
+  ASSIGN_OR_RETURN(const int64_t weight_bytes,
+                   TransformerGpuWeights::Footprint(config, tensors, tied, weight_options));
+  const bool quantized = IsQuantized(tensors) || weight_options.plan.random.group_size != 0;
+  ASSIGN_OR_RETURN(info.num_blocks,
+                   PlanKvBlocks(config, weight_bytes, quantized, info, device, options));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(info, std::move(stream)));
   ASSIGN_OR_RETURN(TransformerGpuWeights weights, load(weight_options, backend->stream_));
   backend->weights_ = std::make_unique<TransformerGpuWeights>(std::move(weights));
   backend->info_.num_parameters = backend->weights_->num_parameters;
+  backend->info_.remarks = backend->weights_->int4.ToString();
   ASSIGN_OR_RETURN(backend->forward_, GpuForward::Create(config, backend->info_, *backend->weights_,
                                                          backend->stream_));
   RETURN_IF_ERROR(backend->AllocateSteps());

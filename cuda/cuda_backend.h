@@ -21,6 +21,7 @@
 #include "engine/backend.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/model_config.h"
+#include "engine/model/model_tensors.h"
 #include "engine/slot_table.h"
 
 namespace ferrite {
@@ -37,6 +38,9 @@ struct CudaBackendOptions {
   int32_t max_sequence_length = 0;  // 0: the model's
   bool graphs = true;               // false: every step is enqueued kernel by kernel
   LoadProgress progress;            // or empty
+  // false: quantised weights are dequantised for every product, as those are that no kernel of ours
+  // takes.
+  bool fused_int4 = true;
 };
 
 // Decode steps are graphs, one for each of a few padded batch sizes; other steps are enqueued
@@ -54,7 +58,8 @@ class CudaBackend : public Backend {
                                                              const CudaBackendOptions& options);
   // The same with random weights, for benchmarks.
   static absl::StatusOr<std::unique_ptr<CudaBackend>> CreateRandom(
-      const ModelConfig& config, GpuType type, const CudaBackendOptions& options);
+      const ModelConfig& config, GpuType type, const CudaBackendOptions& options,
+      const RandomInt4& int4 = {});
 
   ~CudaBackend() override;
 
@@ -67,6 +72,7 @@ class CudaBackend : public Backend {
     int64_t eager_steps = 0;
   };
   const Counters& counters() const { return counters_; }
+  const TransformerGpuWeights& weights() const { return *weights_; }
 
   // The logits [num_samples, vocab_size] of the last step that was waited for, for tests: copied
   // from the device, so only while no step is outstanding.
@@ -97,8 +103,10 @@ class CudaBackend : public Backend {
 
   using LoadWeights =
       std::function<absl::StatusOr<TransformerGpuWeights>(const GpuWeightOptions&, const Stream&)>;
-  static absl::StatusOr<std::unique_ptr<CudaBackend>> Build(const ModelConfig& config, GpuType type,
-                                                            bool tied,
+  // `tensors` may have null pointers: its linears then are as weight_options has it.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Build(const ModelConfig& config,
+                                                            const ModelTensors& tensors, bool tied,
+                                                            GpuWeightOptions weight_options,
                                                             const CudaBackendOptions& options,
                                                             const LoadWeights& load);
   absl::Status AllocateSteps();

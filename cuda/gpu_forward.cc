@@ -62,7 +62,9 @@ absl::StatusOr<std::unique_ptr<GpuForward>> GpuForward::Create(const ModelConfig
                                                                const Stream& stream) {
   RETURN_IF_ERROR(stream.MakeDeviceCurrent());
   ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(stream.device()));
-  ASSIGN_OR_RETURN(Products products, Products::Create(weights, stream));
+  ASSIGN_OR_RETURN(
+      Products products,
+      Products::Create(weights, std::max(info.max_step_tokens, info.max_sequences), stream));
   std::unique_ptr<GpuForward> pass(
       new GpuForward(config, info, weights, stream, std::move(products)));
   pass->num_multiprocessors_ = device.num_multiprocessors;
@@ -84,8 +86,9 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
 }
 
 int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
-                                   int32_t num_multiprocessors) {
-  return Products::WorkspaceBytes() +
+                                   bool quantized, int32_t num_multiprocessors) {
+  const int32_t rows = std::max(info.max_step_tokens, info.max_sequences);
+  return Products::WorkspaceBytes(config, quantized, rows, num_multiprocessors) +
          static_cast<int64_t>(AttentionWorkspaceBytes(config, info, num_multiprocessors) +
                               SampleWorkspaceBytes(info.max_sequences, config.vocab_size) +
                               LogprobsWorkspaceBytes(info.max_sequences, config.vocab_size) +

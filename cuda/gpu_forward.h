@@ -40,9 +40,9 @@ class GpuForward {
                                                             const Stream& stream);
 
   // For planning memory: the buffers of the largest step, and what cuBLAS, attention, sampling and
-  // our products use besides.
+  // our products use besides. `quantized`: whether any projection is.
   static int64_t ActivationBytes(const ModelConfig& config, const BackendInfo& info);
-  static int64_t WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
+  static int64_t WorkspaceBytes(const ModelConfig& config, const BackendInfo& info, bool quantized,
                                 int32_t num_multiprocessors);
 
   // Enqueues the whole step: row r's token goes to sampled()[r].

@@ -11,13 +11,15 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "cuda/device_buffer.h"
+#include "cuda/gpu_quant_weight.h"
 #include "cuda/gpu_weight.h"
+#include "cuda/marlin_weight.h"
 
 namespace ferrite {
 
 // A weight in one of its forms. Each form has name(), outputs(), inputs() and device(); all but
 // GpuWeight are quantised.
-using LinearWeight = std::variant<GpuWeight>;
+using LinearWeight = std::variant<GpuWeight, GpuQuantWeight, MarlinWeight>;
 
 template <typename... Forms>
 bool IsQuantized(const std::variant<Forms...>& weight) {

@@ -1,12 +1,18 @@
 #include "cuda/products.h"
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
+#include <set>
 #include <utility>
 #include <variant>
 
 #include "cuda/cuda_status.h"
+#include "cuda/device.h"
 #include "cuda/kernels/add_bias.h"
+#include "cuda/kernels/gptq.h"
+#include "cuda/kernels/int4_matmul.h"
+#include "cuda/kernels/stream_int4.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -15,58 +21,146 @@ namespace {
 using Epilogue = Product::Epilogue;
 
 // Up to how many rows each way is the fastest, measured on an H200 (docs/performance.md).
-// 16-bit weights are streamed, beyond that they go to cuBLAS.
+// Weights in 16 bits are streamed, beyond that they go to cuBLAS.
 constexpr int32_t kMaxStreamedRows = 8;
 static_assert(kMaxStreamedRows <= kMaxStreamRows);
+// Weights in 4 bits are streamed, then multiplied by Int4Matmul, beyond that dequantised.
+constexpr int32_t kMaxStreamedInt4Rows = 8;
+static_assert(kMaxStreamedInt4Rows <= kMaxStreamInt4Rows);
+constexpr int32_t kMaxMarlinRows = 256;
 // Every block of a streamed product works the norm out for itself, beyond that one kernel for all.
 constexpr int32_t kMaxFusedNormRows = 1;
 
+// As much of a weight as is dequantised at a time: what stays in the chip's cache until it is read.
+constexpr int64_t kMaxDequantizedBytes = int64_t{32} << 20;
+constexpr int64_t kDequantizedUnit = 64;  // outputs
+
 bool IsFp32(Epilogue epilogue) { return epilogue == Epilogue::kFp32 || epilogue == Epilogue::kAdd; }
 
-// The streaming kernels load eight inputs at a time, and know no stride of y.
+// The streaming kernels know no stride of y.
 bool Streams(int32_t rows, bool is_contiguous, const GpuWeight& weight) {
+  // They load eight inputs at a time.
   return is_contiguous && rows <= kMaxStreamedRows && weight.inputs() % 8 == 0;
 }
 
-bool Streams(int32_t rows, bool is_contiguous, const LinearWeight& weight) {
-  return std::visit([&](const auto& form) { return Streams(rows, is_contiguous, form); }, weight);
+bool Streams(int32_t rows, bool is_contiguous, const MarlinWeight&) {
+  return is_contiguous && rows <= kMaxStreamedInt4Rows;
 }
+
+bool Streams(int32_t, bool, const GpuQuantWeight&) { return false; }
 
 bool StreamsWhole(int32_t rows, const Linear& linear) {
   const bool is_contiguous = rows == 1 || linear.parts().size() == 1;
   return std::ranges::all_of(linear.parts(), [&](const LinearPart& part) {
-    return Streams(rows, is_contiguous, part.weight);
+    return std::visit([&](const auto& weight) { return Streams(rows, is_contiguous, weight); },
+                      part.weight);
   });
 }
 
-void KeepLarger(const StreamMatmulScratch& scratch, StreamMatmulScratch* most) {
-  most->partials = std::max(most->partials, scratch.partials);
-  most->counters = std::max(most->counters, scratch.counters);
+// How many outputs are dequantised at a time: about as many each time.
+int64_t DequantizedOutputs(int64_t inputs, int64_t outputs) {
+  const int64_t row_bytes = inputs * int64_t{kGpuTypeSize};
+  const int64_t most = std::max<int64_t>(
+      kDequantizedUnit, kMaxDequantizedBytes / row_bytes / kDequantizedUnit * kDequantizedUnit);
+  const int64_t times = (outputs + most - 1) / most;
+  const int64_t units = (outputs + times * kDequantizedUnit - 1) / (times * kDequantizedUnit);
+  return std::min(outputs, units * kDequantizedUnit);
 }
 
-absl::Status SizeScratch(GpuType type, const GpuWeight& weight, StreamMatmulScratch* most) {
-  // Pointers are told apart from null alone.
-  static constexpr float kSomewhere = 0;
-  for (int32_t rows = 1; Streams(rows, /*is_contiguous=*/true, weight); ++rows) {
-    for (const bool norm : {false, true}) {
-      StreamMatmulArguments arguments;
-      arguments.type = type;
-      arguments.rows = rows;
-      arguments.inputs = static_cast<int32_t>(weight.inputs());
-      arguments.outputs = static_cast<int32_t>(weight.outputs());
-      arguments.weight = weight.data();
-      if (norm) {
-        arguments.residual = &kSomewhere;
-      } else {
-        arguments.x = &kSomewhere;
-      }
-      StreamMatmulScratch scratch;
-      FERRITE_RETURN_IF_CUDA_ERROR(SizeStreamMatmulScratch(arguments, &scratch));
-      KeepLarger(scratch, most);
+// The largest of everything that any product needs.
+class ScratchSizer {
+ public:
+  ScratchSizer(GpuType type, int32_t max_rows) : type_(type), max_rows_(max_rows) {}
+
+  absl::Status Add(const Linear& linear) {
+    for (const LinearPart& part : linear.parts()) {
+      RETURN_IF_ERROR(std::visit([&](const auto& weight) { return Add(weight); }, part.weight));
     }
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
-}
+
+  const StreamMatmulScratch& streamed() const { return streamed_; }
+  int64_t dequantized() const { return dequantized_; }
+  bool any_marlin() const { return marlin_outputs_ > 0; }
+  int64_t marlin_inputs() const { return marlin_inputs_; }
+  int64_t marlin_outputs() const { return marlin_outputs_; }
+
+ private:
+  absl::Status Add(const GpuWeight& weight) {
+    return AddStreamed(weight, 0, [&](const StreamMatmulArguments& arguments, auto* scratch) {
+      return SizeStreamMatmulScratch(arguments, scratch);
+    });
+  }
+
+  absl::Status Add(const GpuQuantWeight& weight) {
+    AddDequantized(weight.inputs(), weight.outputs());
+    return absl::OkStatus();
+  }
+
+  absl::Status Add(const MarlinWeight& weight) {
+    marlin_inputs_ = std::max(marlin_inputs_, weight.inputs());
+    marlin_outputs_ = std::max(marlin_outputs_, weight.outputs());
+    AddDequantized(weight.inputs(), weight.outputs());
+    return AddStreamed(weight, weight.shape().group_size,
+                       [&](const StreamMatmulArguments& arguments, auto* scratch) {
+                         return SizeStreamInt4Scratch(arguments, weight.view(), scratch);
+                       });
+  }
+
+  void AddDequantized(int64_t inputs, int64_t outputs) {
+    dequantized_ = std::max(dequantized_, inputs * DequantizedOutputs(inputs, outputs));
+  }
+
+  // Layers are mostly alike: each shape is asked about once.
+  template <typename Weight, typename Size>
+  absl::Status AddStreamed(const Weight& weight, int64_t group_size, const Size& size) {
+    if (!seen_.insert({weight.inputs(), weight.outputs(), group_size}).second) {
+      return absl::OkStatus();
+    }
+    for (int32_t rows = 1; rows <= max_rows_ && Streams(rows, true, weight); ++rows) {
+      for (const bool norm : {false, true}) {
+        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kSiluMul}) {
+          if (epilogue == Epilogue::kStore || weight.outputs() % (2 * kInt4TileOutputs) == 0) {
+            RETURN_IF_ERROR(AddProduct(weight, rows, norm, epilogue, size));
+          }
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  template <typename Weight, typename Size>
+  absl::Status AddProduct(const Weight& weight, int32_t rows, bool norm, Epilogue epilogue,
+                          const Size& size) {
+    // Which of the pointers is null counts, not where they point.
+    alignas(16) static constexpr float kSomewhere[4] = {};
+    StreamMatmulArguments arguments;
+    arguments.type = type_;
+    arguments.rows = rows;
+    arguments.inputs = static_cast<int32_t>(weight.inputs());
+    arguments.outputs = static_cast<int32_t>(weight.outputs());
+    arguments.weight = kSomewhere;
+    arguments.epilogue = epilogue;
+    if (norm) {
+      arguments.residual = kSomewhere;
+    } else {
+      arguments.x = kSomewhere;
+    }
+    StreamMatmulScratch scratch;
+    FERRITE_RETURN_IF_CUDA_ERROR(size(arguments, &scratch));
+    streamed_.partials = std::max(streamed_.partials, scratch.partials);
+    streamed_.counters = std::max(streamed_.counters, scratch.counters);
+    return absl::OkStatus();
+  }
+
+  const GpuType type_;
+  const int32_t max_rows_;
+  std::set<std::array<int64_t, 3>> seen_;
+  StreamMatmulScratch streamed_;
+  int64_t dequantized_ = 0;  // elements
+  int64_t marlin_inputs_ = 0;
+  int64_t marlin_outputs_ = 0;
+};
 
 }  // namespace
 
@@ -75,45 +169,78 @@ struct Products::Part {
   const float* bias = nullptr;  // [outputs] of the part, or null
   int32_t y_stride = 0;         // elements between rows of y
   bool is_contiguous = false;   // whether rows of y follow each other
+
+  // The same of its outputs from `first` on.
+  Part From(int64_t first) const {
+    Part rest = *this;
+    const size_t element = IsFp32(product.epilogue) ? sizeof(float) : kGpuTypeSize;
+    rest.product.y = static_cast<char*>(product.y) + static_cast<size_t>(first) * element;
+    rest.bias = bias == nullptr ? nullptr : bias + first;
+    return rest;
+  }
 };
 
-absl::StatusOr<Products> Products::Create(const TransformerGpuWeights& weights,
+// Whether y is as Int4Matmul wants it: it may not be where a part stands beside others.
+bool Products::CanInt4Matmul(const Part& part) {
+  return part.y_stride % 2 == 0 && reinterpret_cast<uintptr_t>(part.product.y) % 8 == 0;
+}
+
+absl::StatusOr<Products> Products::Create(const TransformerGpuWeights& weights, int32_t max_rows,
                                           const Stream& stream) {
   const GpuType type = weights.embed_table.type();
   ASSIGN_OR_RETURN(GpuMatmul matmul, GpuMatmul::Create(type, stream));
   Products products(type, stream, std::move(matmul));
-  RETURN_IF_ERROR(products.AllocateScratch(weights, stream.device()));
+  RETURN_IF_ERROR(products.Allocate(weights, max_rows, stream.device()));
   return products;
 }
 
-int64_t Products::WorkspaceBytes() {
+int64_t Products::WorkspaceBytes(const ModelConfig& config, bool quantized, int32_t max_rows,
+                                 int32_t num_multiprocessors) {
   constexpr int64_t kPartials = int64_t{16} << 20;
-  return GpuMatmul::kWorkspaceBytes + kPartials;
+  const int64_t dense = GpuMatmul::kWorkspaceBytes + kPartials;
+  if (!quantized) {
+    return dense;
+  }
+  const int32_t inputs = std::max({config.hidden_size, config.q_size(), config.intermediate_size});
+  const int32_t outputs = std::max(
+      {config.hidden_size, config.q_size() + 2 * config.kv_size(), 2 * config.intermediate_size});
+  return dense + kMaxDequantizedBytes +
+         static_cast<int64_t>(Int4MatmulWorkspaceBytes(std::min(max_rows, kMaxMarlinRows), inputs,
+                                                       outputs, num_multiprocessors));
 }
 
-absl::Status Products::AllocateScratch(const TransformerGpuWeights& weights, int device) {
-  StreamMatmulScratch most;
-  const auto size = [&](const Linear& linear) -> absl::Status {
-    for (const LinearPart& part : linear.parts()) {
-      RETURN_IF_ERROR(std::visit(
-          [&](const auto& weight) { return SizeScratch(type_, weight, &most); }, part.weight));
-    }
-    return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(size(weights.lm_head));
+absl::Status Products::Allocate(const TransformerGpuWeights& weights, int32_t max_rows,
+                                int device) {
+  ScratchSizer sizer(type_, max_rows);
+  RETURN_IF_ERROR(sizer.Add(weights.lm_head));
   for (const LayerWeights& layer : weights.layers) {
     for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
-      RETURN_IF_ERROR(size(*linear));
+      RETURN_IF_ERROR(sizer.Add(*linear));
     }
   }
-  ASSIGN_OR_RETURN(partials_, DeviceBuffer<float>::Create(
-                                  device, static_cast<int64_t>(most.partials), "matmul scratch"));
-  ASSIGN_OR_RETURN(counters_, DeviceBuffer<int32_t>::Create(
-                                  device, static_cast<int64_t>(most.counters), "matmul scratch"));
+  ASSIGN_OR_RETURN(partials_,
+                   DeviceBuffer<float>::Create(
+                       device, static_cast<int64_t>(sizer.streamed().partials), "matmul scratch"));
+  ASSIGN_OR_RETURN(counters_,
+                   DeviceBuffer<int32_t>::Create(
+                       device, static_cast<int64_t>(sizer.streamed().counters), "matmul scratch"));
   if (!counters_.empty()) {
     FERRITE_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(counters_.data(), 0, counters_.bytes(), stream_));
   }
-  return absl::OkStatus();
+  ASSIGN_OR_RETURN(dequantized_, DeviceBuffer<uint16_t>::Create(device, sizer.dequantized(),
+                                                                "dequantised weights"));
+  if (!sizer.any_marlin()) {
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const DeviceInfo info, QueryDevice(device));
+  const size_t bytes = Int4MatmulWorkspaceBytes(
+      std::min(max_rows, kMaxMarlinRows), static_cast<int32_t>(sizer.marlin_inputs()),
+      static_cast<int32_t>(sizer.marlin_outputs()), info.num_multiprocessors);
+  ASSIGN_OR_RETURN(int4_workspace_,
+                   DeviceMemory::Create(device, static_cast<int64_t>(bytes), "matmul scratch"));
+  return bytes == 0
+             ? absl::OkStatus()
+             : CudaStatus(cudaMemsetAsync(int4_workspace_.data(), 0, bytes, stream_), "memset");
 }
 
 bool Products::FusesNorm(int32_t rows, const Linear& linear) const {
@@ -125,17 +252,14 @@ bool Products::FusesSiluMul(int32_t rows, const Linear& linear) const {
 }
 
 absl::Status Products::Run(const Product& product, const Linear& linear) const {
-  const bool is_contiguous = product.rows == 1 || linear.parts().size() == 1;
-  const size_t element = IsFp32(product.epilogue) ? sizeof(float) : kGpuTypeSize;
-  for (const LinearPart& linear_part : linear.parts()) {
-    const int64_t first = linear_part.first_output;
-    Part part = {.product = product,
-                 .bias = linear.bias() == nullptr ? nullptr : linear.bias() + first,
-                 .y_stride = static_cast<int32_t>(linear.outputs()),
-                 .is_contiguous = is_contiguous};
-    part.product.y = static_cast<char*>(product.y) + static_cast<size_t>(first) * element;
-    RETURN_IF_ERROR(
-        std::visit([&](const auto& weight) { return RunPart(part, weight); }, linear_part.weight));
+  const Part whole = {.product = product,
+                      .bias = linear.bias(),
+                      .y_stride = static_cast<int32_t>(linear.outputs()),
+                      .is_contiguous = product.rows == 1 || linear.parts().size() == 1};
+  for (const LinearPart& part : linear.parts()) {
+    RETURN_IF_ERROR(std::visit(
+        [&](const auto& weight) { return RunPart(whole.From(part.first_output), weight); },
+        part.weight));
   }
   return absl::OkStatus();
 }
@@ -147,6 +271,59 @@ absl::Status Products::RunPart(const Part& part, const GpuWeight& weight) const 
   StreamMatmulArguments arguments = StreamArguments(part, weight.inputs(), weight.outputs());
   arguments.weight = weight.data();
   return CudaStatus(StreamMatmul(arguments, stream_), "StreamMatmul");
+}
+
+absl::Status Products::RunPart(const Part& part, const GpuQuantWeight& weight) const {
+  return RunDequantized(part, weight.inputs(), weight.outputs(),
+                        [&](int32_t first, int32_t count, void* out) {
+                          return DequantizeGptq(weight.view(), first, count, type_, out, stream_);
+                        });
+}
+
+absl::Status Products::RunPart(const Part& part, const MarlinWeight& weight) const {
+  if (Streams(part.product.rows, part.is_contiguous, weight)) {
+    return CudaStatus(StreamInt4(StreamArguments(part, weight.inputs(), weight.outputs()),
+                                 weight.view(), stream_),
+                      "StreamInt4");
+  }
+  if (part.product.rows <= kMaxMarlinRows && CanInt4Matmul(part)) {
+    return RunInt4Matmul(part, weight);
+  }
+  return RunDequantized(part, weight.inputs(), weight.outputs(),
+                        [&](int32_t first, int32_t count, void* out) {
+                          return DequantizeInt4(weight.view(), first, count, type_, out, stream_);
+                        });
+}
+
+absl::Status Products::RunInt4Matmul(const Part& part, const MarlinWeight& weight) const {
+  using Int4Epilogue = Int4MatmulArguments::Epilogue;
+  const Product& product = part.product;
+  const Int4MatmulArguments arguments{
+      .type = type_,
+      .rows = product.rows,
+      .x = product.x,
+      .weight = weight.view(),
+      .bias = part.bias,
+      .epilogue = product.epilogue == Epilogue::kAdd    ? Int4Epilogue::kAdd
+                  : product.epilogue == Epilogue::kFp32 ? Int4Epilogue::kFp32
+                                                        : Int4Epilogue::kStore,
+      .y = product.y,
+      .y_stride = part.y_stride,
+      .workspace = int4_workspace_.data()};
+  return CudaStatus(Int4Matmul(arguments, stream_), "Int4Matmul");
+}
+
+template <typename Dequantize>
+absl::Status Products::RunDequantized(const Part& part, int64_t inputs, int64_t outputs,
+                                      const Dequantize& dequantize) const {
+  const int64_t step = DequantizedOutputs(inputs, outputs);
+  for (int64_t first = 0; first < outputs; first += step) {
+    const int64_t count = std::min(step, outputs - first);
+    FERRITE_RETURN_IF_CUDA_ERROR(
+        dequantize(static_cast<int32_t>(first), static_cast<int32_t>(count), dequantized_.data()));
+    RETURN_IF_ERROR(RunCublas(part.From(first), dequantized_.data(), inputs, count));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Products::RunCublas(const Part& part, const void* weight, int64_t inputs,

@@ -13,6 +13,7 @@
 #include "cuda/linear_weight.h"
 #include "cuda/stream.h"
 #include "cuda/transformer_gpu_weights.h"
+#include "engine/model/model_config.h"
 
 namespace ferrite {
 
@@ -36,12 +37,15 @@ struct Product {
 // up front, so that it can be captured.
 class Products {
  public:
-  // For the projections of `weights`; they and `stream` outlive it.
-  static absl::StatusOr<Products> Create(const TransformerGpuWeights& weights,
+  // For the projections of `weights`, with up to `max_rows` rows. `weights` and `stream` outlive
+  // it.
+  static absl::StatusOr<Products> Create(const TransformerGpuWeights& weights, int32_t max_rows,
                                          const Stream& stream);
 
   // For planning memory: what Create allocates, generously, since it depends on the device.
-  static int64_t WorkspaceBytes();
+  // `quantized`: whether any projection is.
+  static int64_t WorkspaceBytes(const ModelConfig& config, bool quantized, int32_t max_rows,
+                                int32_t num_multiprocessors);
 
   bool FusesNorm(int32_t rows, const Linear& linear) const;
   bool FusesSiluMul(int32_t rows, const Linear& linear) const;
@@ -55,9 +59,17 @@ class Products {
   Products(GpuType type, const Stream& stream, GpuMatmul matmul)
       : type_(type), stream_(stream.get()), matmul_(std::move(matmul)) {}
 
-  absl::Status AllocateScratch(const TransformerGpuWeights& weights, int device);
+  absl::Status Allocate(const TransformerGpuWeights& weights, int32_t max_rows, int device);
 
   absl::Status RunPart(const Part& part, const GpuWeight& weight) const;
+  absl::Status RunPart(const Part& part, const GpuQuantWeight& weight) const;
+  absl::Status RunPart(const Part& part, const MarlinWeight& weight) const;
+  static bool CanInt4Matmul(const Part& part);
+  absl::Status RunInt4Matmul(const Part& part, const MarlinWeight& weight) const;
+  // `dequantize(first, count, out)` enqueues outputs [first, first + count) in 16 bits.
+  template <typename Dequantize>
+  absl::Status RunDequantized(const Part& part, int64_t inputs, int64_t outputs,
+                              const Dequantize& dequantize) const;
   absl::Status RunCublas(const Part& part, const void* weight, int64_t inputs,
                          int64_t outputs) const;
   StreamMatmulArguments StreamArguments(const Part& part, int64_t inputs, int64_t outputs) const;
@@ -67,6 +79,8 @@ class Products {
   GpuMatmul matmul_;
   DeviceBuffer<float> partials_;    // of the streaming kernels
   DeviceBuffer<int32_t> counters_;  // of the streaming kernels
+  DeviceMemory int4_workspace_;     // of Int4Matmul
+  DeviceBuffer<uint16_t> dequantized_;
 };
 
 }  // namespace ferrite

@@ -11,6 +11,7 @@
 #include "cuda/kernels/kernel_types.h"
 #include "cuda/linear_weight.h"
 #include "cuda/stream.h"
+#include "cuda/weight_plan.h"
 #include "cuda/weight_uploader.h"
 #include "engine/model/model_config.h"
 #include "engine/model/model_tensors.h"
@@ -33,6 +34,7 @@ struct GpuWeightOptions {
   int32_t max_positions = 0;   // rows of the rotation tables
   int num_threads = 0;         // that read and convert; 0: as many as there are CPUs, at most 12
   LoadProgress progress = {};  // or empty
+  WeightPlanOptions plan = {};
 };
 
 // Every family by its configuration: there is no subclass per model. Both ways to make one return
@@ -48,16 +50,25 @@ struct TransformerGpuWeights {
   DeviceBuffer<float> rope_cos;    // [max_positions, head_dim / 2]
   DeviceBuffer<float> rope_sin;    // [max_positions, head_dim / 2]
   int64_t num_parameters = 0;      // a tied lm_head counts once
+  int64_t bytes = 0;               // of all of it on the device
+  Int4Counts int4;                 // of the layers' quantised linears
+
+  // The device memory that either of the next two takes from the device and keeps.
+  static absl::StatusOr<int64_t> Footprint(const ModelConfig& config, const ModelTensors& tensors,
+                                           bool tied, const GpuWeightOptions& options);
 
   // From a checkpoint, on `stream`'s device. Everything is allocated before anything is read.
-  // ResourceExhausted as DeviceMemory, InvalidArgument as WeightUploader, naming the tensor.
+  // Quantised linears are repacked on the way, one after the other through room for the largest.
+  // ResourceExhausted as DeviceMemory, InvalidArgument as PlanLayer and WeightUploader, naming the
+  // tensor.
   static absl::StatusOr<TransformerGpuWeights> Create(const ModelConfig& config,
                                                       const ModelTensors& tensors,
                                                       const GpuWeightOptions& options,
                                                       const Stream& stream);
 
   // Random values made on the device, for benchmarks: matrices and biases about normal with
-  // standard deviation 0.02, norms the same about 1. The same for the same `seed`.
+  // standard deviation 0.02, norms the same about 1; with options.plan.random the layers' matrices
+  // are in 4 bits, of the same deviation. The same for the same `seed`.
   static absl::StatusOr<TransformerGpuWeights> Random(const ModelConfig& config,
                                                       const GpuWeightOptions& options,
                                                       uint64_t seed, const Stream& stream);

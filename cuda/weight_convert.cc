@@ -75,6 +75,7 @@ uint32_t LimitOf(WeightFormat format) {
     case WeightFormat::kBf16:
       return 0x7F7F0000;
     case WeightFormat::kFp32:
+    case WeightFormat::kInt32:
       break;
   }
   return std::bit_cast<uint32_t>(std::numeric_limits<float>::max());
@@ -108,7 +109,8 @@ void ReadFloats(const TensorView& tensor, int64_t first, bool round_again, std::
 bool HasFormat(DType dtype, WeightFormat format) {
   return (dtype == DType::kF16 && format == WeightFormat::kFp16) ||
          (dtype == DType::kBF16 && format == WeightFormat::kBf16) ||
-         (dtype == DType::kF32 && format == WeightFormat::kFp32);
+         (dtype == DType::kF32 && format == WeightFormat::kFp32) ||
+         (dtype == DType::kI32 && format == WeightFormat::kInt32);
 }
 
 }  // namespace
@@ -119,18 +121,21 @@ const char* WeightFormatName(WeightFormat format) {
       return "fp16";
     case WeightFormat::kBf16:
       return "bf16";
+    case WeightFormat::kInt32:
+      return "int32";
     case WeightFormat::kFp32:
       break;
   }
   return "fp32";
 }
 
-absl::Status ValidateTensor(const TensorView& tensor) {
+absl::Status ValidateTensor(const TensorView& tensor, WeightFormat format) {
   const std::string name(tensor.name);
-  if (!IsFloatingPoint(tensor.dtype)) {
-    return absl::InvalidArgumentError(absl::StrCat("tensor '", name,
-                                                   "' must have dtype F16, BF16, F32 or F64, got ",
-                                                   std::string(DTypeName(tensor.dtype))));
+  const bool is_int = format == WeightFormat::kInt32;
+  if (is_int ? tensor.dtype != DType::kI32 : !IsFloatingPoint(tensor.dtype)) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "' must have dtype ",
+                                                   is_int ? "I32" : "F16, BF16, F32 or F64",
+                                                   ", got ", std::string(DTypeName(tensor.dtype))));
   }
   auto bytes = static_cast<int64_t>(DTypeSize(tensor.dtype));
   for (const int64_t dimension : tensor.shape) {

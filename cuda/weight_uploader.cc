@@ -103,7 +103,7 @@ absl::Status WeightUploader::Fill(const TensorView& tensor, int64_t first, int64
 
 absl::Status WeightUploader::Upload(const TensorView& tensor, WeightFormat format,
                                     void* destination, int64_t size) {
-  RETURN_IF_ERROR(ValidateTensor(tensor));
+  RETURN_IF_ERROR(ValidateTensor(tensor, format));
   if (tensor.num_elements() != size) {
     return MisplacedError(
         tensor, absl::StrCat("it has ", tensor.num_elements(), " elements, its place ", size));

@@ -20,6 +20,7 @@ struct BackendInfo {
   int32_t vocab_size = 0;
   int32_t max_end_token_ids = INT32_MAX;  // of one sequence's SamplingParams
   int64_t num_parameters = 0;
+  std::string remarks = {};  // what its log should say of how it does its work; or empty
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline
   // says 1, so that its results are delivered before the next step is computed.
   int32_t pipeline_depth = 1;

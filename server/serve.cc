@@ -42,6 +42,9 @@ std::future<Result> InBackground(std::function<Result()> work) {
 void LogReady(const Logger& logger, const Server& server, Clock::time_point process_start) {
   const Engine& engine = server.engine();
   const BackendInfo& worker = engine.worker_info(0);
+  if (!worker.remarks.empty()) {
+    logger.Log(LogLevel::kInfo, "backend", {{"message", worker.remarks}});
+  }
   logger.Log(LogLevel::kInfo, "ready",
              {{"listen", server.config().server.listen},
               {"port", server.port()},

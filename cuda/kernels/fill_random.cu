@@ -20,8 +20,12 @@ __device__ uint64_t Hash(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+__device__ uint64_t RandomBits(uint64_t seed, int64_t i) {
+  return Hash(Hash(seed) + static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15u);
+}
+
 __device__ float AboutNormal(uint64_t seed, int64_t i) {
-  const uint64_t bits = Hash(Hash(seed) + static_cast<uint64_t>(i) * 0x9E3779B97F4A7C15u);
+  const uint64_t bits = RandomBits(seed, i);
   const uint64_t sum =
       (bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48);
   // Four uniform numbers sum to 2 on average, with variance 1/3.
@@ -42,15 +46,27 @@ __global__ void FillRandomKernel(T* out, int64_t size, float mean, float deviati
   }
 }
 
+__global__ void FillRandomBitsKernel(uint32_t* out, int64_t size, uint32_t mask, uint64_t seed) {
+  AllowNext();
+  WaitForPrevious();
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < size; i += stride) {
+    out[i] = static_cast<uint32_t>(RandomBits(seed, i)) & mask;
+  }
+}
+
+unsigned Blocks(int64_t size) {
+  return static_cast<unsigned>(std::min((size + kThreads - 1) / kThreads, kMaxBlocks));
+}
+
 template <typename T>
 cudaError_t Launch(T* out, int64_t size, float mean, float deviation, uint64_t seed,
                    cudaStream_t stream) {
   if (size <= 0) {
     return cudaSuccess;
   }
-  const int64_t blocks = std::min((size + kThreads - 1) / kThreads, kMaxBlocks);
-  return LaunchOverlapped(FillRandomKernel<T>, static_cast<unsigned>(blocks), kThreads, 0, stream,
-                          out, size, mean, deviation, seed);
+  return LaunchOverlapped(FillRandomKernel<T>, Blocks(size), kThreads, 0, stream, out, size, mean,
+                          deviation, seed);
 }
 
 }  // namespace
@@ -65,6 +81,15 @@ cudaError_t FillRandom(GpuType type, void* out, int64_t size, float mean, float 
 cudaError_t FillRandom(float* out, int64_t size, float mean, float deviation, uint64_t seed,
                        cudaStream_t stream) {
   return Launch(out, size, mean, deviation, seed, stream);
+}
+
+cudaError_t FillRandomBits(uint32_t* out, int64_t size, uint32_t mask, uint64_t seed,
+                           cudaStream_t stream) {
+  if (size <= 0) {
+    return cudaSuccess;
+  }
+  return LaunchOverlapped(FillRandomBitsKernel, Blocks(size), kThreads, 0, stream, out, size, mask,
+                          seed);
 }
 
 }  // namespace ferrite

@@ -14,4 +14,8 @@ cudaError_t FillRandom(GpuType type, void* out, int64_t size, float mean, float 
 cudaError_t FillRandom(float* out, int64_t size, float mean, float deviation, uint64_t seed,
                        cudaStream_t stream);
 
+// out[size] = random bits, but 0 where `mask` is 0. Word i depends on seed and i alone.
+cudaError_t FillRandomBits(uint32_t* out, int64_t size, uint32_t mask, uint64_t seed,
+                           cudaStream_t stream);
+
 }  // namespace ferrite

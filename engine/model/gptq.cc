@@ -57,6 +57,10 @@ absl::Status CheckSizes(const std::string& prefix, int64_t outputs, int64_t inpu
   if (outputs % kPerWord != 0) {
     return indivisible("outputs", outputs, kPerWord, "the values a word");
   }
+  if (group_size < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("linear '", prefix, "' has groups of ", group_size, " inputs"));
+  }
   if (inputs % group_size != 0) {
     return indivisible("inputs", inputs, group_size, "group_size");
   }
@@ -77,6 +81,29 @@ absl::Status CheckGroups(const GptqTensors& tensors) {
 
 }  // namespace
 
+absl::Status CheckGptqTensors(const std::string& prefix, const GptqTensors& tensors) {
+  if (tensors.qweight == nullptr || tensors.scales == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "linear '", prefix, "' has no tensor '", tensors.qweight == nullptr ? "qweight" : "scales",
+        "', which GPTQ's layout calls for"));
+  }
+  RETURN_IF_ERROR(CheckSizes(prefix, tensors.outputs, tensors.inputs, tensors.group_size));
+  const int64_t groups = tensors.num_groups();
+  RETURN_IF_ERROR(
+      CheckTensor(*tensors.qweight, {DType::kI32}, {tensors.inputs / kPerWord, tensors.outputs}));
+  RETURN_IF_ERROR(
+      CheckTensor(*tensors.scales, {DType::kF16, DType::kBF16}, {groups, tensors.outputs}));
+  if (tensors.qzeros != nullptr) {
+    RETURN_IF_ERROR(
+        CheckTensor(*tensors.qzeros, {DType::kI32}, {groups, tensors.outputs / kPerWord}));
+  }
+  if (tensors.g_idx != nullptr) {
+    RETURN_IF_ERROR(CheckTensor(*tensors.g_idx, {DType::kI32}, {tensors.inputs}));
+    RETURN_IF_ERROR(CheckGroups(tensors));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& prefix,
                                             int64_t outputs, int64_t inputs,
                                             const GptqConfig& config) {
@@ -85,7 +112,6 @@ absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const 
   tensors.outputs = outputs;
   tensors.group_size = config.group_size < 0 ? inputs : config.group_size;
   tensors.zeros_less_one = config.zeros_less_one;
-  RETURN_IF_ERROR(CheckSizes(prefix, outputs, inputs, tensors.group_size));
   const auto find = [&](const char* suffix, bool required,
                         const TensorView** tensor) -> absl::Status {
     *tensor = checkpoint.Find(prefix + suffix);
@@ -99,16 +125,7 @@ absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const 
   RETURN_IF_ERROR(find("scales", true, &tensors.scales));
   RETURN_IF_ERROR(find("qzeros", !config.symmetric, &tensors.qzeros));
   RETURN_IF_ERROR(find("g_idx", config.act_order, &tensors.g_idx));
-  const int64_t groups = tensors.num_groups();
-  RETURN_IF_ERROR(CheckTensor(*tensors.qweight, {DType::kI32}, {inputs / kPerWord, outputs}));
-  RETURN_IF_ERROR(CheckTensor(*tensors.scales, {DType::kF16, DType::kBF16}, {groups, outputs}));
-  if (tensors.qzeros != nullptr) {
-    RETURN_IF_ERROR(CheckTensor(*tensors.qzeros, {DType::kI32}, {groups, outputs / kPerWord}));
-  }
-  if (tensors.g_idx != nullptr) {
-    RETURN_IF_ERROR(CheckTensor(*tensors.g_idx, {DType::kI32}, {inputs}));
-    RETURN_IF_ERROR(CheckGroups(tensors));
-  }
+  RETURN_IF_ERROR(CheckGptqTensors(prefix, tensors));
   return tensors;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/gptq_config.h"
@@ -34,6 +35,9 @@ struct GptqTensors {
 absl::StatusOr<GptqTensors> FindGptqTensors(const Checkpoint& checkpoint, const std::string& prefix,
                                             int64_t outputs, int64_t inputs,
                                             const GptqConfig& config);
+
+// The same checks of tensors found elsewhere; `prefix` names the linear.
+absl::Status CheckGptqTensors(const std::string& prefix, const GptqTensors& tensors);
 
 // out[count, inputs] = rows [first, first + count) of W, exactly: fp32 holds every product.
 void DequantizeRows(const GptqTensors& tensors, int64_t first, int64_t count, float* out);
