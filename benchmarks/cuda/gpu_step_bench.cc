@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "benchmarks/cuda/device_ceilings.h"
@@ -33,6 +34,8 @@ struct Options {
   int prefill = 2048;
   bool graphs = true;
   bool gaps = false;
+  int int4 = 0;  // the layers' group size in 4 bits; 0: they are in 16 bits
+  bool asymmetric = false;
   std::string profile;  // "decode", "prefill"
 };
 
@@ -47,15 +50,31 @@ int64_t MatrixElements(const ModelConfig& config) {
   return layer * config.num_layers + hidden * config.vocab_size;
 }
 
-// What the products of a step read: names as the layers have them, bytes of 16-bit weights. A table
-// of kernels tells by these which product it sees.
-nlohmann::json Products(const ModelConfig& config) {
-  const double hidden = config.hidden_size;
-  return {{"qkv", 2 * hidden * (config.q_size() + 2 * config.kv_size())},
-          {"o", 2 * hidden * config.q_size()},
-          {"gate_up", 4 * hidden * config.intermediate_size},
-          {"down", 2 * hidden * config.intermediate_size},
-          {"lm_head", 2 * hidden * config.vocab_size}};
+int64_t BytesOf(const Linear& linear) {
+  int64_t bytes = 0;
+  for (const LinearPart& part : linear.parts()) {
+    bytes += std::visit([](const auto& weight) { return weight.bytes(); }, part.weight);
+  }
+  return bytes;
+}
+
+// What the products of a step read: names as the layers have them, bytes as they are on the device.
+// A table of kernels tells by these which product it sees.
+nlohmann::json Products(const TransformerGpuWeights& weights) {
+  const LayerWeights& layer = weights.layers.front();
+  return {{"qkv", BytesOf(layer.qkv)},
+          {"o", BytesOf(layer.o)},
+          {"gate_up", BytesOf(layer.gate_up)},
+          {"down", BytesOf(layer.down)},
+          {"lm_head", BytesOf(weights.lm_head)}};
+}
+
+int64_t StepBytes(const TransformerGpuWeights& weights) {
+  int64_t bytes = BytesOf(weights.lm_head);
+  for (const LayerWeights& layer : weights.layers) {
+    bytes += BytesOf(layer.qkv) + BytesOf(layer.o) + BytesOf(layer.gate_up) + BytesOf(layer.down);
+  }
+  return bytes;
 }
 
 // Drives the backend with sequences that each have their own blocks, in order.
@@ -195,13 +214,23 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   ASSIGN_OR_RETURN(
       const std::unique_ptr<CudaBackend> backend,
       CudaBackend::CreateRandom(config, options.type == "bf16" ? GpuType::kBf16 : GpuType::kFp16,
-                                backend_options));
+                                backend_options,
+                                {.group_size = options.int4, .symmetric = !options.asymmetric}));
   nlohmann::json report = {{"model", options.model},
                            {"type", options.type},
                            {"ready_seconds", SecondsSince(begin)},
                            {"read_tb_per_second", ceilings.read_bytes_per_second / 1e12},
                            {"matrix_tflops", ceilings.matrix_flops_per_second / 1e12}};
-  const double weight_bytes = 2.0 * static_cast<double>(MatrixElements(config));
+  const auto weight_bytes = static_cast<double>(StepBytes(backend->weights()));
+  const double weight_flops = 2.0 * static_cast<double>(MatrixElements(config));  // a token
+  report["step_weight_bytes"] = weight_bytes;
+  if (options.int4 != 0) {
+    const Int4Counts& counts = backend->weights().int4;
+    report["int4"] = {{"group_size", options.int4},
+                      {"symmetric", !options.asymmetric},
+                      {"fused", counts.fused},
+                      {"dequantized", counts.dequantized}};
+  }
   const double kv_bytes = 4.0 * config.num_layers * config.kv_size();  // a token of context
   Driver driver(backend.get(), backend_options.max_sequence_length);
   if (!options.profile.empty()) {
@@ -209,7 +238,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
     const int32_t sequences = decode ? options.batches[0] : 1;
     RETURN_IF_ERROR(driver.Prefill(sequences, decode ? options.context : 1).status());
     RETURN_IF_ERROR(driver.Profile(sequences, decode ? options.context : options.prefill, decode));
-    report["products"] = Products(config);
+    report["products"] = Products(backend->weights());
     return report;
   }
   for (const int batch : options.batches) {
@@ -218,7 +247,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
     const double context = options.context + options.steps / 2.0;
     const double bytes = weight_bytes + kv_bytes * context * batch;
     const double floor = std::max(bytes / ceilings.read_bytes_per_second,
-                                  weight_bytes * batch / ceilings.matrix_flops_per_second);
+                                  weight_flops * batch / ceilings.matrix_flops_per_second);
     report["decode"].push_back({{"batch", batch},
                                 {"context", options.context},
                                 {"ms", seconds * 1e3},
@@ -258,6 +287,9 @@ int Main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "decode steps measured")->check(CLI::Range(2, 100000));
   app.add_option("--prefill", options.prefill, "tokens of the prefill measured; 0: none");
   app.add_flag("!--no-graphs", options.graphs, "enqueue every step kernel by kernel");
+  app.add_option("--int4", options.int4, "layers in 4 bits, in groups of so many inputs; -1: all")
+      ->check(CLI::IsMember({-1, 32, 64, 128}));
+  app.add_flag("--asymmetric", options.asymmetric, "with --int4: a zero point for every group");
   app.add_flag("--gaps", options.gaps, "decode again, timing what lies between the graphs");
   app.add_option("--profile", options.profile, "only one step, between a profiler's marks")
       ->check(CLI::IsMember({"decode", "prefill"}));
