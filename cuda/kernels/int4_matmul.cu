@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "cuda/kernels/int4_matmul_kernel.cuh"
+#include "cuda/kernels/int4_matmul_mma.cuh"
+#include "cuda/kernels/int4_matmul_sm90a.h"
 
 // One block a multiprocessor takes an equal share of the work, whatever the shape; where the inputs
 // of a tile of outputs fall to several blocks, they add their parts up through the workspace.
@@ -10,52 +12,18 @@ namespace ferrite {
 namespace int4_matmul {
 namespace {
 
-// Output warps, row warps, input warps, row tiles, stages, blocks.
-using Rows16 = BlockShape<4, 1, 2, 2, 6, 1>;
-using Rows32 = BlockShape<4, 1, 2, 4, 6, 1>;
-using Rows64 = BlockShape<4, 2, 1, 4, 6, 1>;
-using Rows128 = BlockShape<4, 2, 1, 8, 5, 1>;
+// Output warps, row warps, input warps, row tiles, stages, blocks. Small enough for the shared
+// memory of any chip.
+using Rows16 = MmaShape<2, 1, 2, 2, 6, 2>;
+using Rows32 = MmaShape<2, 1, 2, 4, 4, 2>;
+using Rows64 = MmaShape<2, 2, 1, 4, 6, 2>;
+using Rows128 = MmaShape<2, 2, 1, 8, 4, 2>;
 
-constexpr int kMaxBlocks = 1024;
-constexpr size_t kAlignment = 256;
-constexpr size_t kCounterBytes = kMaxBlocks * sizeof(TileCounters);
-static_assert(kCounterBytes % kAlignment == 0);
-
-constexpr size_t Aligned(size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-constexpr int Parts(int value, int size) { return (value + size - 1) / size; }
-
-// Of blocks that each share two tiles with others.
-template <typename S>
-constexpr size_t PartialBytes(int blocks) {
-  return size_t{2} * blocks * S::kFragments * 32 * sizeof(float4);
-}
-
-size_t PartialBytes(int32_t rows, int blocks) {
-  return rows <= Rows16::kRows   ? PartialBytes<Rows16>(blocks)
-         : rows <= Rows32::kRows ? PartialBytes<Rows32>(blocks)
-         : rows <= Rows64::kRows ? PartialBytes<Rows64>(blocks)
-                                 : PartialBytes<Rows128>(blocks);
-}
-
-template <typename S>
-Plan MakePlan(const Int4MatmulArguments& a, int multiprocessors) {
-  const Int4Weight& w = a.weight;
-  Plan plan;
-  plan.input_tiles = w.inputs / kInt4TileInputs;
-  plan.output_tiles = w.outputs / kInt4TileOutputs;
-  plan.groups = w.inputs / w.group_size;
-  plan.row_blocks = Parts(a.rows, S::kRows);
-  plan.steps = Parts(plan.input_tiles, S::kStepTiles);
-  const int units = Parts(plan.output_tiles, S::kTiles) * plan.row_blocks * plan.steps;
-  plan.blocks = std::min({multiprocessors, units, kMaxBlocks});
-  plan.units = units / plan.blocks;
-  plan.longer = units % plan.blocks;
-  const uint32_t halves = w.group_size / (kInt4TileInputs / 2);
-  plan.group_of = {halves, static_cast<uint32_t>(((uint64_t{1} << 32) + halves - 1) / halves)};
-  return plan;
+size_t MmaPartialBytes(int32_t rows, int multiprocessors) {
+  return rows <= Rows16::kRows   ? PartialBytes<Rows16>(multiprocessors)
+         : rows <= Rows32::kRows ? PartialBytes<Rows32>(multiprocessors)
+         : rows <= Rows64::kRows ? PartialBytes<Rows64>(multiprocessors)
+                                 : PartialBytes<Rows128>(multiprocessors);
 }
 
 // to[row, k] = x[row, order[k]]
@@ -78,31 +46,8 @@ __global__ void __launch_bounds__(256)
 }
 
 template <typename T, typename S>
-cudaError_t Launch(Int4MatmulArguments a, int multiprocessors, cudaStream_t stream) {
-  const Plan plan = MakePlan<S>(a, multiprocessors);
-  auto* bytes = static_cast<char*>(a.workspace);
-  const Workspace workspace = {reinterpret_cast<TileCounters*>(bytes),
-                               reinterpret_cast<float4*>(bytes + kCounterBytes)};
-  if (a.weight.order != nullptr) {
-    auto* gathered = reinterpret_cast<uint16_t*>(bytes + kCounterBytes +
-                                                 Aligned(PartialBytes<S>(multiprocessors)));
-    const dim3 grid(Parts(a.weight.inputs, 256 * 8), a.rows);
-    const cudaError_t error =
-        LaunchOverlapped(GatherKernel, grid, 256, 0, stream, static_cast<const uint16_t*>(a.x),
-                         a.weight.order, a.weight.inputs, gathered);
-    if (error != cudaSuccess) {
-      return error;
-    }
-    a.x = gathered;
-  }
-  auto* kernel = Kernel<T, S>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<S>());
-  if (error != cudaSuccess) {
-    return error;
-  }
-  return LaunchOverlapped(kernel, plan.blocks, S::kThreads, SharedBytes<S>(), stream, a, plan,
-                          workspace);
+cudaError_t Launch(const Int4MatmulArguments& a, int multiprocessors, cudaStream_t stream) {
+  return LaunchKernel<S>(Kernel<T, S, WarpSums<T, S>>, a, multiprocessors, stream);
 }
 
 template <typename T>
@@ -111,6 +56,35 @@ cudaError_t Launch(const Int4MatmulArguments& a, int multiprocessors, cudaStream
          : a.rows <= Rows32::kRows ? Launch<T, Rows32>(a, multiprocessors, stream)
          : a.rows <= Rows64::kRows ? Launch<T, Rows64>(a, multiprocessors, stream)
                                    : Launch<T, Rows128>(a, multiprocessors, stream);
+}
+
+struct Chip {
+  int multiprocessors = 0;
+  int major = 0;
+};
+
+cudaError_t GetChip(Chip* chip) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&chip->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&chip->major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  return error;
+}
+
+size_t GatheredAt(int32_t rows, int multiprocessors) {
+  return kCounterBytes + Aligned(std::max(MmaPartialBytes(rows, multiprocessors),
+                                          WgmmaPartialBytes(rows, multiprocessors)));
+}
+
+// Puts the columns of x into the order of the weight.
+cudaError_t Gather(const Int4MatmulArguments& a, uint16_t* to, cudaStream_t stream) {
+  const dim3 grid(Parts(a.weight.inputs, 256 * 8), a.rows);
+  return LaunchOverlapped(GatherKernel, grid, 256, 0, stream, static_cast<const uint16_t*>(a.x),
+                          a.weight.order, a.weight.inputs, to);
 }
 
 bool IsValid(const Int4MatmulArguments& a) {
@@ -126,27 +100,32 @@ bool IsValid(const Int4MatmulArguments& a) {
 
 size_t Int4MatmulWorkspaceBytes(int32_t rows, int32_t inputs, int32_t /* outputs */,
                                 int32_t num_multiprocessors) {
-  using namespace int4_matmul;  // NOLINT(build/namespaces)
-  return kCounterBytes + Aligned(PartialBytes(rows, num_multiprocessors)) +
-         Aligned(size_t{2} * rows * inputs);
+  return int4_matmul::GatheredAt(rows, num_multiprocessors) +
+         int4_matmul::Aligned(size_t{2} * rows * inputs);
 }
 
 cudaError_t Int4Matmul(const Int4MatmulArguments& arguments, cudaStream_t stream) {
-  if (!int4_matmul::IsValid(arguments)) {
+  using namespace int4_matmul;  // NOLINT(build/namespaces)
+  if (!IsValid(arguments)) {
     return cudaErrorInvalidValue;
   }
-  int device = 0;
-  int multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  Chip chip;
+  cudaError_t error = GetChip(&chip);
+  Int4MatmulArguments a = arguments;
+  if (error == cudaSuccess && a.weight.order != nullptr) {
+    auto* gathered = reinterpret_cast<uint16_t*>(static_cast<char*>(a.workspace) +
+                                                 GatheredAt(a.rows, chip.multiprocessors));
+    error = Gather(a, gathered, stream);
+    a.x = gathered;
   }
   if (error != cudaSuccess) {
     return error;
   }
-  return arguments.type == GpuType::kFp16
-             ? int4_matmul::Launch<__half>(arguments, multiprocessors, stream)
-             : int4_matmul::Launch<__nv_bfloat16>(arguments, multiprocessors, stream);
+  if (kHasWgmma && chip.major == 9) {
+    return LaunchWgmma(a, chip.multiprocessors, stream);
+  }
+  return a.type == GpuType::kFp16 ? Launch<__half>(a, chip.multiprocessors, stream)
+                                  : Launch<__nv_bfloat16>(a, chip.multiprocessors, stream);
 }
 
 }  // namespace ferrite

@@ -10,8 +10,10 @@
 
 namespace ferrite {
 
-// y = x W^T + bias. The values q - zero are exact in 16 bits; their sums over a group are scaled in
-// fp32.
+// y = x W^T + bias. On Hopper weights are scale * (q - zero), rounded once to `type`, as
+// DequantizeInt4 gives them: its tensor cores run on while the next weights are decoded, and would
+// have to stop for every group. Elsewhere q - zero is exact in 16 bits and its sums over a group
+// are scaled in fp32.
 struct Int4MatmulArguments {
   GpuType type = GpuType::kFp16;
   int32_t rows = 0;         // at least 1

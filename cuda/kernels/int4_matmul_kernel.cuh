@@ -1,6 +1,8 @@
 // The 4-bit product itself.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/kernels/int4_matmul_parts.cuh"
 #include "cuda/kernels/launch.cuh"
 
@@ -18,144 +20,12 @@ struct Workspace {
   float4* partials = nullptr;        // [blocks, 2, fragments, 32 lanes]
 };
 
-// A warp's sums, 64 outputs by kRowTiles times 8 rows. They are in units of the present group's
-// scale and are converted when the next group begins, so that products add to them straight away.
-template <typename T, typename S>
-class WarpSums {
- public:
-  __device__ __forceinline__ void Clear() {
-    group_ = -1;
-#pragma unroll
-    for (int tile = 0; tile < kWarpTiles; ++tile) {
-      scales_[tile][0] = scales_[tile][1] = 1;
-#pragma unroll
-      for (int i = 0; i < S::kRowTiles; ++i) {
-        sums_[tile][i] = make_float4(0, 0, 0, 0);
-      }
-    }
-  }
-
-  // Adds the product of the stage's tile `input`, tile `index` of all inputs.
-  __device__ __forceinline__ void Add(const Plan& plan, bool has_zeros, uint32_t stage, int input,
-                                      int index) {
-    const int lane = threadIdx.x % 32;
-    const int warp_tile = threadIdx.x / 32 % S::kOutputWarps * kWarpTiles;
-    const int first_row = threadIdx.x / 32 / S::kOutputWarps % S::kRowWarps * S::kRowTiles * 8;
-    uint4 words[kWarpTiles];
-#pragma unroll
-    for (int tile = 0; tile < kWarpTiles; ++tile) {
-      words[tile] =
-          LoadShared(stage + (((warp_tile + tile) * S::kInputWarps + input) * 32 + lane) * 16);
-    }
-    const int row = first_row + lane / 16 * 8 + lane % 8;
-    const uint32_t x = stage + Stage<S>::kXAt + (input * S::kRows + row) * kRowBytes;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int group = plan.group_of(2 * index + half);
-      if (group != group_) {
-        ChangeGroup(stage, (input * 2 + half) * S::kTiles + warp_tile, has_zeros);
-        group_ = group;
-      }
-#pragma unroll
-      for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        uint32_t operands[S::kRowTiles][2];
-#pragma unroll
-        for (int j = 0; j < S::kRowTiles; j += 2) {
-          LoadOperands(x + j * 8 * kRowBytes + ((2 * i + lane / 8 % 2) ^ (lane % 8)) * 16,
-                       reinterpret_cast<uint32_t(&)[2][2]>(operands[j]));
-        }
-#pragma unroll
-        for (int tile = 0; tile < kWarpTiles; ++tile) {
-          const uint32_t word = i == 0   ? words[tile].x
-                                : i == 1 ? words[tile].y
-                                : i == 2 ? words[tile].z
-                                         : words[tile].w;
-          uint32_t w[4];
-          Decode(word, zeros_[tile], w, static_cast<T*>(nullptr));
-#pragma unroll
-          for (int j = 0; j < S::kRowTiles; ++j) {
-            Multiply<T>(reinterpret_cast<float(&)[4]>(sums_[tile][j]), w[0], w[1], w[2], w[3],
-                        operands[j][0], operands[j][1]);
-          }
-        }
-      }
-    }
-  }
-
-  // To the units of the outputs.
-  __device__ __forceinline__ void Finish() {
-#pragma unroll
-    for (int tile = 0; tile < kWarpTiles; ++tile) {
-      ScaleBy(tile, scales_[tile][0], scales_[tile][1]);
-    }
-  }
-
-  // Calls visit(fragment of the block, sums).
-  template <typename Visit>
-  __device__ __forceinline__ void ForEach(const Visit& visit) {
-    const int first = threadIdx.x / 32 % S::kSumWarps * kWarpTiles * S::kRowTiles;
-#pragma unroll
-    for (int tile = 0; tile < kWarpTiles; ++tile) {
-#pragma unroll
-      for (int i = 0; i < S::kRowTiles; ++i) {
-        visit(first + tile * S::kRowTiles + i, sums_[tile][i]);
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ void ScaleBy(int tile, float low, float high) {
-#pragma unroll
-    for (int i = 0; i < S::kRowTiles; ++i) {
-      float4& sums = sums_[tile][i];
-      sums = make_float4(sums.x * low, sums.y * low, sums.z * high, sums.w * high);
-    }
-  }
-
-  __device__ __forceinline__ void ChangeGroup(uint32_t stage, int slot, bool has_zeros) {
-    const int output = threadIdx.x % 32 / 4;
-    const auto load_scale = [&](uint32_t from) {
-      uint16_t bits;
-      asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(from) : "memory");
-      const float scale = __half2float(__ushort_as_half(bits));
-      return scale == 0 ? 0x1p-60f : scale;  // something to divide by, and too small to matter
-    };
-    const auto load_zero = [&](uint32_t from) {
-      uint32_t value;
-      asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-      return value;
-    };
-#pragma unroll
-    for (int tile = 0; tile < kWarpTiles; ++tile) {
-      const uint32_t scales = stage + Stage<S>::kScalesAt + (slot + tile) * 32 + output * 2;
-      const float low = load_scale(scales);
-      const float high = load_scale(scales + 16);
-      ScaleBy(tile, __fdividef(scales_[tile][0], low), __fdividef(scales_[tile][1], high));
-      scales_[tile][0] = low;
-      scales_[tile][1] = high;
-      const uint32_t zeros = stage + Stage<S>::kZerosAt + (slot + tile) * 16 + output;
-      zeros_[tile] =
-          has_zeros ? MakeZeroPair(load_zero(zeros), load_zero(zeros + 8), static_cast<T*>(nullptr))
-                    : MakeZeroPair(8, 8, static_cast<T*>(nullptr));
-    }
-  }
-
-  float4 sums_[kWarpTiles][S::kRowTiles];
-  float scales_[kWarpTiles][2];  // of outputs lane / 4 and that + 8 of the tiles
-  ZeroPair zeros_[kWarpTiles];
-  int group_;  // -1 before the first
-};
-
 template <typename T, typename S>
 __device__ __forceinline__ void WriteBlockFragment(const Int4MatmulArguments& a, int output_block,
                                                    int row_block, int fragment,
                                                    const float4& sums) {
-  const int warp = fragment / (kWarpTiles * S::kRowTiles);
-  const int tile = fragment / S::kRowTiles % kWarpTiles;
-  const int output =
-      output_block * S::kOutputs + (warp % S::kOutputWarps * kWarpTiles + tile) * kInt4TileOutputs;
-  const int row =
-      row_block * S::kRows + (warp / S::kOutputWarps * S::kRowTiles + fragment % S::kRowTiles) * 8;
+  const int output = output_block * S::kOutputs + fragment / (S::kRows / 8) * kInt4TileOutputs;
+  const int row = row_block * S::kRows + fragment % (S::kRows / 8) * 8;
   WriteFragment<T>(a, output, row, sums);
 }
 
@@ -166,11 +36,10 @@ __device__ __forceinline__ float4* Partials(const Workspace& workspace, int bloc
 
 // Adds the sums of the warps that share outputs and rows into those of the first, which then writes
 // the outputs, or its block's part of them to the workspace.
-template <typename T, typename S>
+template <typename T, typename S, typename Sums>
 __device__ __forceinline__ void FinishPiece(const Int4MatmulArguments& a,
                                             const Workspace& workspace, const Cursor& at,
-                                            bool whole, int piece, float4* shared,
-                                            WarpSums<T, S>& sums) {
+                                            bool whole, int piece, float4* shared, Sums& sums) {
   const int lane = threadIdx.x % 32;
   const int input_warp = threadIdx.x / 32 / S::kSumWarps;
   sums.Finish();
@@ -207,30 +76,29 @@ __device__ __forceinline__ void FinishPiece(const Int4MatmulArguments& a,
 
 // Adds up, in the order of the inputs, the parts of a tile that several blocks have worked on. Each
 // of them takes a slice once all parts are there. None waits for long, since not all might run at
-// the same time: the last to arrive takes what is left.
+// the same time: the last to arrive takes what is left. `arrival`, how many came before, is known
+// to the first thread.
 template <typename T, typename S>
 __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
                              const Workspace& workspace, int tile, int arrival) {
   constexpr int kPolls = 2000;
-  __shared__ int shared_slice;
+  __shared__ int taken;
   const int first = plan.BlockOf(tile * plan.steps);
   const int parts = plan.BlockOf((tile + 1) * plan.steps - 1) - first + 1;
   TileCounters* counters = workspace.counters + first;
-  const bool last = arrival == parts - 1;
-  bool more = true;
-  while (more) {
+  bool last = false;
+  do {
     if (threadIdx.x == 0) {
-      bool ready = last;
+      bool ready = arrival == parts - 1;
       for (int i = 0; i < kPolls && !ready; ++i) {
         ready = *static_cast<volatile int32_t*>(&counters->arrived) == parts;
       }
       __threadfence();
-      shared_slice = ready ? atomicAdd(&counters->taken, 1) : parts;
+      taken = ready ? atomicAdd(&counters->taken, 1) : parts;
     }
+    last = __syncthreads_or(threadIdx.x == 0 && arrival == parts - 1) != 0;
+    const int slice = taken;
     __syncthreads();
-    const int slice = shared_slice;
-    __syncthreads();
-    more = last && slice < parts;
     if (slice >= parts) {
       break;
     }
@@ -246,24 +114,40 @@ __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
       }
       WriteBlockFragment<T, S>(a, tile / plan.row_blocks, tile % plan.row_blocks, fragment, sums);
     }
-  }
+  } while (last);
   if (threadIdx.x == 0 && atomicAdd(&counters->left, 1) == parts - 1) {
     *counters = {};
   }
 }
 
+// The same for all of a block's tiles that are not its alone: at most its first and its last.
 template <typename T, typename S>
+__device__ __forceinline__ void CombineAll(const Int4MatmulArguments& a, const Plan& plan,
+                                           const Workspace& workspace, int begin, int end,
+                                           const int (&arrivals)[2]) {
+  const int first = begin / plan.steps;
+  const int last = (end - 1) / plan.steps;
+  int i = 0;
+  if (begin != first * plan.steps || end < (first + 1) * plan.steps) {
+    CombineParts<T, S>(a, plan, workspace, first, arrivals[i++]);
+  }
+  if (last != first && end != (last + 1) * plan.steps) {
+    CombineParts<T, S>(a, plan, workspace, last, i == 0 ? arrivals[0] : arrivals[1]);
+  }
+}
+
+template <typename T, typename S, typename Sums>
 __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
     Kernel(const __grid_constant__ Int4MatmulArguments a, const __grid_constant__ Plan plan,
-           const Workspace workspace) {
-  extern __shared__ __align__(128) char shared[];
+           const __grid_constant__ Workspace workspace) {
+  extern __shared__ __align__(1024) char shared[];
   const uint32_t ring = SharedAddress(shared);
   const int begin = plan.FirstUnit(blockIdx.x);
   const int end = plan.FirstUnit(blockIdx.x + 1);
   AllowNext();
 
   Cursor ahead(plan, begin);
-  for (int i = 0; i < S::kStages - 1; ++i) {
+  for (int i = 0; i < S::kAhead; ++i) {
     if (begin + i < end) {
       StartWeights<S>(a.weight, plan, ahead, ring + i * Stage<S>::kBytes);
       ahead.Advance(plan);
@@ -272,7 +156,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
   WaitForPrevious();
   Cursor at(plan, begin);
   ahead = at;
-  for (int i = 0; i < S::kStages - 1; ++i) {
+  for (int i = 0; i < S::kAhead; ++i) {
     if (begin + i < end) {
       StartRows<S>(a, plan, ahead, ring + i * Stage<S>::kBytes);
       ahead.Advance(plan);
@@ -280,53 +164,104 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
     CommitCopies();
   }
 
-  WarpSums<T, S> sums;
-  sums.Clear();
-  int tiles[2];     // whose inputs this block shares with others: at most its first and its last
-  int arrivals[2];  // how many were there before; known to the first thread
+  Sums sums;
+  int arrivals[2] = {};  // what CombineParts has to know
   int shared_tiles = 0;
-  int first_step = at.step;
   int stage = 0;
-  for (int unit = begin; unit < end; ++unit) {
-    WaitCopies<S::kStages - 2>();
-    __syncthreads();
-    if (unit + S::kStages - 1 < end) {
-      const int to = stage == 0 ? S::kStages - 1 : stage - 1;
-      StartWeights<S>(a.weight, plan, ahead, ring + to * Stage<S>::kBytes);
-      StartRows<S>(a, plan, ahead, ring + to * Stage<S>::kBytes);
-      ahead.Advance(plan);
-    }
-    CommitCopies();
-    const int input = threadIdx.x / 32 / S::kSumWarps;
-    const int index = at.step * S::kInputWarps + input;
-    if (index < plan.input_tiles) {
-      sums.Add(plan, a.weight.zeros != nullptr, ring + stage * Stage<S>::kBytes, input, index);
-    }
-    stage = stage + 1 == S::kStages ? 0 : stage + 1;
-    if (at.step + 1 == plan.steps || unit + 1 == end) {
-      const bool whole = first_step == 0 && at.step + 1 == plan.steps;
-      const int piece = begin < at.Tile(plan) * plan.steps;
-      FinishPiece(a, workspace, at, whole, piece,
-                  reinterpret_cast<float4*>(shared + S::kStages * Stage<S>::kBytes), sums);
-      if (!whole) {
-        tiles[shared_tiles] = at.Tile(plan);
-        __syncthreads();
-        if (threadIdx.x == 0) {
-          const int first = plan.BlockOf(at.Tile(plan) * plan.steps);
-          arrivals[shared_tiles] = atomicAdd(&workspace.counters[first].arrived, 1);
-        }
-        ++shared_tiles;
+  int unit = begin;
+  while (unit < end) {
+    const int tile_end = unit + plan.steps - at.step;
+    const int piece_end = min(tile_end, end);
+    const bool whole = at.step == 0 && piece_end == tile_end;
+    sums.Clear();
+    for (int step = at.step; unit < piece_end; ++unit, ++step) {
+      WaitCopies<S::kAhead - 1>();
+      Sums::BeforeBarrier();
+      __syncthreads();
+      if (unit + S::kAhead < end) {
+        const int to = stage + S::kAhead - (stage + S::kAhead < S::kStages ? 0 : S::kStages);
+        StartWeights<S>(a.weight, plan, ahead, ring + to * Stage<S>::kBytes);
+        StartRows<S>(a, plan, ahead, ring + to * Stage<S>::kBytes);
+        ahead.Advance(plan);
       }
-      sums.Clear();
-      first_step = 0;
+      CommitCopies();
+      sums.Add(plan, a.weight.zeros != nullptr, ring + stage * Stage<S>::kBytes, step);
+      stage = stage + 1 == S::kStages ? 0 : stage + 1;
     }
+    const int tile = at.Tile(plan);
+    FinishPiece<T, S>(a, workspace, at, whole, begin < tile * plan.steps,
+                      reinterpret_cast<float4*>(shared + S::kStages * Stage<S>::kBytes), sums);
+    if (!whole) {
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        const int first = plan.BlockOf(tile * plan.steps);
+        const int arrival = atomicAdd(&workspace.counters[first].arrived, 1);
+        arrivals[0] = shared_tiles == 0 ? arrival : arrivals[0];
+        arrivals[1] = arrival;
+      }
+      ++shared_tiles;
+    }
+    at.step = plan.steps - 1;
     at.Advance(plan);
   }
-  for (int i = 0; i < shared_tiles; ++i) {
-    const bool known = threadIdx.x == 0;
-    const int arrival = __syncthreads_or(known ? arrivals[i] : 0);
-    CombineParts<T, S>(a, plan, workspace, tiles[i], arrival);
+  CombineAll<T, S>(a, plan, workspace, begin, end, arrivals);
+}
+
+inline constexpr int kMaxBlocks = 1024;
+inline constexpr size_t kAlignment = 256;
+inline constexpr size_t kCounterBytes = kMaxBlocks * sizeof(TileCounters);
+static_assert(kCounterBytes % kAlignment == 0);
+
+constexpr size_t Aligned(size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+constexpr int Parts(int value, int size) { return (value + size - 1) / size; }
+
+// For the sums of blocks that each share two tiles with others.
+template <typename S>
+constexpr size_t PartialBytes(int multiprocessors) {
+  return size_t{2} * multiprocessors * S::kMinBlocks * S::kFragments * 32 * sizeof(float4);
+}
+
+template <typename S>
+Plan MakePlan(const Int4MatmulArguments& a, int max_blocks) {
+  const Int4Weight& w = a.weight;
+  Plan plan;
+  plan.input_tiles = w.inputs / kInt4TileInputs;
+  plan.output_tiles = w.outputs / kInt4TileOutputs;
+  plan.groups = w.inputs / w.group_size;
+  plan.row_blocks = Parts(a.rows, S::kRows);
+  plan.steps = Parts(plan.input_tiles, S::kStepTiles);
+  const int units = Parts(plan.output_tiles, S::kTiles) * plan.row_blocks * plan.steps;
+  plan.blocks = std::min({max_blocks, units, kMaxBlocks});
+  plan.units = units / plan.blocks;
+  plan.longer = units % plan.blocks;
+  const uint32_t halves = w.group_size / (kInt4TileInputs / 2);
+  plan.group_of = {halves, static_cast<uint32_t>(((uint64_t{1} << 32) + halves - 1) / halves)};
+  return plan;
+}
+
+// a.x is in the order of the weight already.
+template <typename S>
+cudaError_t LaunchKernel(void (*kernel)(Int4MatmulArguments, Plan, Workspace),
+                         const Int4MatmulArguments& a, int multiprocessors, cudaStream_t stream) {
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<S>());
+  int blocks = 0;  // of a multiprocessor
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, S::kThreads,
+                                                          SharedBytes<S>());
   }
+  if (error != cudaSuccess) {
+    return error;
+  }
+  const Plan plan = MakePlan<S>(a, multiprocessors * std::clamp(blocks, 1, S::kMinBlocks));
+  auto* bytes = static_cast<char*>(a.workspace);
+  const Workspace workspace = {reinterpret_cast<TileCounters*>(bytes),
+                               reinterpret_cast<float4*>(bytes + kCounterBytes)};
+  return LaunchOverlapped(kernel, plan.blocks, S::kThreads, SharedBytes<S>(), stream, a, plan,
+                          workspace);
 }
 
 }  // namespace ferrite::int4_matmul

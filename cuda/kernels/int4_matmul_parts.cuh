@@ -10,35 +10,16 @@ namespace ferrite::int4_matmul {
 using stream_matmul::CommitCopies;
 using stream_matmul::CopyAsync;
 using stream_matmul::LoadShared;
-using stream_matmul::Multiply;
 using stream_matmul::SharedAddress;
 using stream_matmul::WaitCopies;
 
-// A warp covers 64 outputs, in four tiles, by kRowTiles times 8 rows of x. Warps share out a
-// block's outputs, its rows, and the inputs of a step, 64 each.
-inline constexpr int kWarpTiles = 4;
 inline constexpr int kTileBytes = kInt4TileWords * 4;
 inline constexpr int kRowBytes = kInt4TileInputs * 2;  // of a row's inputs beside a tile
 
-template <int kOutputWarps_, int kRowWarps_, int kInputWarps_, int kRowTiles_, int kStages_,
-          int kMinBlocks_>
-struct BlockShape {
-  static constexpr int kOutputWarps = kOutputWarps_;
-  static constexpr int kRowWarps = kRowWarps_;
-  static constexpr int kInputWarps = kInputWarps_;
-  static constexpr int kStepTiles = kInputWarps;  // of inputs, in a step
-  static constexpr int kRowTiles = kRowTiles_;
-  static constexpr int kStages = kStages_;        // of the ring
-  static constexpr int kMinBlocks = kMinBlocks_;  // whose registers fit a multiprocessor
-
-  static constexpr int kSumWarps = kOutputWarps * kRowWarps;  // that have sums of their own
-  static constexpr int kWarps = kSumWarps * kInputWarps;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTiles = kOutputWarps * kWarpTiles;
-  static constexpr int kOutputs = kTiles * kInt4TileOutputs;
-  static constexpr int kRows = kRowWarps * kRowTiles * 8;
-  static constexpr int kFragments = kSumWarps * kWarpTiles * kRowTiles;  // of 16 x 8 sums
-};
+// A product's shape, here S, has kThreads in kWarps, kOutputs (kTiles of them) by kRows of a block,
+// kFragments of 16 x 8 sums, tiles first, kStepTiles of inputs in a step, kStages of the ring, of
+// which kAhead are being filled, kInputWarps that share those sums, and kMinBlocks whose registers
+// fit a multiprocessor.
 
 // A stage: weights [kTiles, kStepTiles, 512], x [kStepTiles, kRows, 128], then for both halves of
 // the inputs scales [kStepTiles, 2, kTiles, 32] and zeros [kStepTiles, 2, kTiles, 16].
@@ -164,28 +145,22 @@ __device__ __forceinline__ void StartRows(const Int4MatmulArguments& a, const Pl
                                           const Cursor& at, uint32_t stage) {
   constexpr int kPieces = 8 * S::kStepTiles;
   constexpr int kRowsAtOnce = S::kThreads / kPieces;
-  static_assert(kRowsAtOnce % 8 == 0 && S::kRows % kRowsAtOnce == 0);
+  static_assert(kRowsAtOnce % 8 == 0);
   const int piece = threadIdx.x % kPieces;
   const int input = at.step * S::kStepTiles * kInt4TileInputs + piece * 8;
   const auto* x = static_cast<const uint16_t*>(a.x);
 #pragma unroll
-  for (int i = 0; i < S::kRows / kRowsAtOnce; ++i) {
+  for (int i = 0; i < (S::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++i) {
     const int row = threadIdx.x / kPieces + i * kRowsAtOnce;
+    if (S::kRows % kRowsAtOnce != 0 && row >= S::kRows) {
+      break;
+    }
     const int from = at.row_block * S::kRows + row;
     const bool valid = from < a.rows && input < a.weight.inputs;
     CopyAsync(stage + Stage<S>::kXAt + (piece / 8 * S::kRows + row) * kRowBytes +
                   (piece % 8 ^ row % 8) * 16,
               valid ? x + int64_t{from} * a.weight.inputs + input : x, valid);
   }
-}
-
-// Two 8 x 8 matrices of the rows at `from` and two of the eight rows after them: what a lane holds
-// of two second operands of mma.m16n8k16.
-__device__ __forceinline__ void LoadOperands(uint32_t from, uint32_t (&to)[2][2]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0][0]), "=r"(to[0][1]), "=r"(to[1][0]), "=r"(to[1][1])
-               : "r"(from)
-               : "memory");
 }
 
 // (word & mask) | exponent

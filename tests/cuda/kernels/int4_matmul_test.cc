@@ -126,9 +126,8 @@ class Problem {
                                                       : sum);
       }
     }
-    const double tolerance = epilogue == Epilogue::kStore ? test::Tolerance(type_) : 2e-5;
     const std::vector<float> first = Run(epilogue, rows, with_bias, stride);
-    EXPECT_LE(test::RelativeError(first, expected), tolerance)
+    EXPECT_LE(test::RelativeError(first, expected), test::Tolerance(type_))
         << rows << " rows, epilogue " << static_cast<int>(epilogue) << ", padding " << padding;
     EXPECT_TRUE(first == Run(epilogue, rows, with_bias, stride)) << "not the same bits again";
   }
