@@ -55,6 +55,7 @@ struct AttentionArguments {
 // takes is worked out on the device from kv_lens, and merged in a fixed order.
 struct DecodePlan {
   int32_t num_splits = 1;
+  bool wide = false;  // blocks are few enough to have a multiprocessor each
   size_t workspace_bytes = 0;
 };
 // The split count for a batch of contexts up to max_kv_len.

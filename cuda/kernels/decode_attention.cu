@@ -14,9 +14,10 @@ namespace {
 using attention::ChunkRange;
 using attention::kChunk;
 using attention::kHeads;
-using attention::kMinChunksPerSplit;
+using attention::kLeastChunksPerSplit;
 using attention::kNoMaximum;
 using attention::kStages;
+using attention::MinChunksPerSplit;
 using attention::RangeOfSplit;
 using attention::WarpAttention;
 using attention::WarpsFor;
@@ -37,9 +38,8 @@ struct Partials {
 };
 
 // What a block's warps store.
-template <int kDim>
-constexpr int kMergeFloats =
-    WarpsFor(kDim) * kHeads*(WarpAttention<__half, kDim, false>::kOutStride + 2);
+template <typename Warp>
+constexpr int kMergeFloats = Warp::kWarps* kHeads*(Warp::kOutStride + 2);
 
 // Adds up what the block's warps stored and calls use(head, dimension, weighted, scale) for each.
 template <typename Warp, typename Use>
@@ -67,12 +67,12 @@ __device__ __forceinline__ void MergeWarps(const float* weighted, const float2* 
 }
 
 // Adds up the splits of a cluster, a slice of the output each. Splits without work have exited.
-template <typename T, int kDim>
+template <typename Warp, typename T>
 __device__ __forceinline__ void MergeCluster(float* weighted, const float2* scales, int num_heads,
                                              int num_splits, T* out) {
-  using Warp = WarpAttention<T, kDim, false>;
+  constexpr int kDim = Warp::kDim;
   // Behind what MergeWarps reads.
-  float* merged = weighted + kMergeFloats<kDim>;
+  float* merged = weighted + kMergeFloats<Warp>;
   float* maxima = merged + kHeads * kDim;
   float* sums = maxima + kHeads;
   MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
@@ -108,19 +108,20 @@ __device__ __forceinline__ void MergeCluster(float* weighted, const float2* scal
   attention::SyncCluster();  // nobody leaves while others read its memory
 }
 
-template <typename T, int kDim>
+template <typename Warp>
 constexpr size_t DecodeSharedBytes() {
-  using Warp = WarpAttention<T, kDim, false>;
   const size_t rings = size_t{Warp::kWarps} * kStages * Warp::kStageBytes;
-  const size_t merge = (kMergeFloats<kDim> + kHeads * (kDim + 2)) * sizeof(float);
+  const size_t merge = (kMergeFloats<Warp> + kHeads * (Warp::kDim + 2)) * sizeof(float);
   return std::max(rings, merge);
 }
 
+constexpr size_t kMostSharedBytes = 200 << 10;  // that a wide block takes
+
 // Grid: [tiles of kHeads query heads of one kv head, splits, sequences].
-template <typename T, int kDim, bool kPrepares>
-__global__ void __launch_bounds__(WarpsFor(kDim) * 32)
+template <typename T, int kDim, bool kPrepares, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32)
     DecodeKernel(const __grid_constant__ AttentionArguments a, int num_splits, bool clustered) {
-  using Warp = WarpAttention<T, kDim, kPrepares>;
+  using Warp = WarpAttention<T, kDim, kPrepares, kWarps>;
   extern __shared__ __align__(128) unsigned char shared[];
   AllowNext();
   if (!a.inputs_settled) {
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
   const int slot = a.seq_slots[sequence];
   const int kv_len = a.kv_lens[sequence];
   const int64_t row = a.cu_seqlens[sequence];
-  const ChunkRange range = RangeOfSplit(kv_len, a.window, num_splits, blockIdx.y);
+  const ChunkRange range = RangeOfSplit(kv_len, a.window, num_splits, blockIdx.y, Warp::kMinChunks);
   if (slot < 0 || range.first >= range.end) {
     WaitForPrevious();  // or the kernel after might not wait for the one before
     return;
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
       out[head * kDim + d] = FromFloat<T>(value / scale.y);
     });
   } else if (clustered) {
-    MergeCluster<T, kDim>(weighted, scales, num_heads, range.num_splits, out);
+    MergeCluster<Warp>(weighted, scales, num_heads, range.num_splits, out);
   } else {
     const Partials partials(a, num_splits);
     MergeWarps<Warp>(weighted, scales, num_heads, [&](int head, int d, float value, float2 scale) {
@@ -194,14 +195,15 @@ __global__ void __launch_bounds__(WarpsFor(kDim) * 32)
 // Grid: [query heads, sequences]. Does nothing where one split did it all.
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kMergeThreads)
-    MergeKernel(const __grid_constant__ AttentionArguments a, int num_splits) {
+    MergeKernel(const __grid_constant__ AttentionArguments a, int num_splits, int min_chunks) {
   constexpr int kLanes = kDim / 4;                // that share a split, four dimensions each
   constexpr int kParts = kMergeThreads / kLanes;  // splits at a time
   __shared__ float4 values[kParts][kLanes];
   AllowNext();
   WaitForPrevious();
   const int sequence = a.first_sequence + blockIdx.y;
-  const int used = RangeOfSplit(a.kv_lens[sequence], a.window, num_splits, 0).num_splits;
+  const int used =
+      RangeOfSplit(a.kv_lens[sequence], a.window, num_splits, 0, min_chunks).num_splits;
   if (a.seq_slots[sequence] < 0 || used <= 1) {
     return;
   }
@@ -273,12 +275,14 @@ cudaError_t HasClusters(Kernel kernel, bool* has) {
   return error;
 }
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kWide>
 cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t stream) {
-  constexpr size_t kShared = DecodeSharedBytes<T, kDim>();
-  auto* kernel = DecodeKernel<T, kDim, false>;
+  constexpr int kWarps = WarpsFor(kDim, kWide);
+  constexpr size_t kShared = DecodeSharedBytes<WarpAttention<T, kDim, false, kWarps>>();
+  static_assert(kShared <= kMostSharedBytes);
+  auto* kernel = DecodeKernel<T, kDim, false, kWarps>;
   if constexpr (kDim % 32 == 0) {
-    kernel = a.prepares ? DecodeKernel<T, kDim, true> : kernel;
+    kernel = a.prepares ? DecodeKernel<T, kDim, true, kWarps> : kernel;
   }
   if (const cudaError_t error = cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared));
@@ -300,7 +304,7 @@ cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t str
   }
   const int tiles = (a.num_heads / a.kv_heads + kHeads - 1) / kHeads;
   const dim3 grid(a.kv_heads * tiles, num_splits, a.num_sequences);
-  const int threads = WarpsFor(kDim) * 32;
+  const int threads = kWarps * 32;
   if (clustered) {
     return LaunchClusters(kernel, grid, threads, kShared, stream, a, num_splits, true);
   }
@@ -312,25 +316,45 @@ cudaError_t Launch(const AttentionArguments& a, int num_splits, cudaStream_t str
   return num_splits == 1
              ? cudaSuccess
              : LaunchOverlapped(MergeKernel<T, kDim>, dim3(a.num_heads, a.num_sequences),
-                                kMergeThreads, 0, stream, a, num_splits);
+                                kMergeThreads, 0, stream, a, num_splits, MinChunksPerSplit(kWarps));
 }
 
-template <typename T>
+template <typename T, bool kWide>
 cudaError_t LaunchTyped(const AttentionArguments& a, int num_splits, cudaStream_t stream) {
   switch (a.block_size % kChunk == 0 ? a.head_dim : 0) {
     case 64:
-      return Launch<T, 64>(a, num_splits, stream);
+      return Launch<T, 64, kWide>(a, num_splits, stream);
     case 80:
-      return Launch<T, 80>(a, num_splits, stream);
+      return Launch<T, 80, kWide>(a, num_splits, stream);
     case 96:
-      return Launch<T, 96>(a, num_splits, stream);
+      return Launch<T, 96, kWide>(a, num_splits, stream);
     case 128:
-      return Launch<T, 128>(a, num_splits, stream);
+      return Launch<T, 128, kWide>(a, num_splits, stream);
     case 256:
-      return Launch<T, 256>(a, num_splits, stream);
+      return Launch<T, 256, kWide>(a, num_splits, stream);
     default:
       return PlainAttention(a, a.num_sequences, stream);
   }
+}
+
+template <typename T>
+cudaError_t LaunchTyped(const AttentionArguments& a, const DecodePlan& plan, cudaStream_t stream) {
+  bool wide = plan.wide;
+  if (wide) {  // unless the chip has less shared memory
+    int device = 0;
+    int shared_bytes = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+      error =
+          cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    if (error != cudaSuccess) {
+      return error;
+    }
+    wide = static_cast<size_t>(shared_bytes) >= kMostSharedBytes;
+  }
+  return wide ? LaunchTyped<T, true>(a, plan.num_splits, stream)
+              : LaunchTyped<T, false>(a, plan.num_splits, stream);
 }
 
 }  // namespace
@@ -340,14 +364,17 @@ DecodePlan PlanDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t
   const int tiles = (num_heads / kv_heads + kHeads - 1) / kHeads;
   const int64_t whole = int64_t{num_sequences} * kv_heads * tiles;  // blocks without splits
   const int64_t max_chunks = (int64_t{max_kv_len} + kChunk - 1) / kChunk;
-  const int64_t limit = std::max<int64_t>(1, max_chunks / kMinChunksPerSplit);
+  const int64_t limit = std::max<int64_t>(1, max_chunks / kLeastChunksPerSplit);
   // Measured on an H200 at head_dim 128, 8 kv heads: eight contexts of 1,024 take 12.0, 13.2 and
-  // 16.0 us with 1, 2 and 4 splits, one of 16,384 takes 27.7 and 29.2 us with 8 and 16. Short rows
-  // have half as much on the way a block; that they want twice the blocks is a guess.
-  const int64_t wanted = head_dim < 128 ? num_multiprocessors : num_multiprocessors / 2;
+  // 16.0 us with 1, 2 and 4 splits, one of 16,384 takes 27.7 and 29.2 us with 8 and 16. Large
+  // clusters of blocks that need a multiprocessor each wait long for a place.
+  const int64_t half = num_multiprocessors / 2 / whole;
+  const int64_t wanted =
+      head_dim < 128 ? std::min(num_multiprocessors / whole, std::max<int64_t>(half, 2)) : half;
   DecodePlan plan;
-  plan.num_splits = static_cast<int32_t>(
-      std::min({std::max<int64_t>(1, wanted / whole), limit, int64_t{kMaxCluster}}));
+  plan.num_splits =
+      static_cast<int32_t>(std::min({std::max<int64_t>(1, wanted), limit, int64_t{kMaxCluster}}));
+  plan.wide = whole * plan.num_splits <= num_multiprocessors;
   if (plan.num_splits > 1) {
     plan.workspace_bytes = sizeof(float) * num_sequences * num_heads * plan.num_splits *
                            (static_cast<size_t>(head_dim) + 2);
@@ -366,9 +393,8 @@ cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePla
       !(arguments.inputs_settled && CanPrepareHeads(arguments.head_dim, arguments.block_size))) {
     return cudaErrorInvalidValue;
   }
-  return arguments.type == GpuType::kFp16
-             ? LaunchTyped<__half>(arguments, plan.num_splits, stream)
-             : LaunchTyped<__nv_bfloat16>(arguments, plan.num_splits, stream);
+  return arguments.type == GpuType::kFp16 ? LaunchTyped<__half>(arguments, plan, stream)
+                                          : LaunchTyped<__nv_bfloat16>(arguments, plan, stream);
 }
 
 }  // namespace ferrite

@@ -11,8 +11,17 @@ inline constexpr int kHeads = 8;  // query heads a block
 inline constexpr int kStages = 3;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-constexpr int WarpsFor(int dim) { return dim > 128 ? 2 : 4; }
-inline constexpr int kMinChunksPerSplit = 16;  // merging costs more than four chunks a warp
+// Warps a block. Where every block has a multiprocessor to itself, what counts is how soon the
+// block is done: `wide` ones take as many as its shared memory holds rings for.
+constexpr int WarpsFor(int dim, bool wide) {
+  const int warps = dim > 128 ? 2 : 4;
+  return !wide ? warps : dim > 64 ? 2 * warps : 4 * warps;
+}
+// Merging splits costs more than two chunks a warp, and never pays below this.
+inline constexpr int kLeastChunksPerSplit = 16;
+constexpr int MinChunksPerSplit(int warps) {
+  return 2 * warps > kLeastChunksPerSplit ? 2 * warps : kLeastChunksPerSplit;
+}
 
 // The chunks of kChunk keys that a split takes: whole [first, end), empty where there is no work.
 struct ChunkRange {
@@ -22,21 +31,22 @@ struct ChunkRange {
 };
 
 __device__ __forceinline__ ChunkRange RangeOfSplit(int kv_len, int window, int num_splits,
-                                                   int split) {
+                                                   int split, int min_chunks) {
   const int begin = window > 0 ? max(0, kv_len - window) / kChunk : 0;
   const int end = (kv_len + kChunk - 1) / kChunk;
-  const int each = max((end - begin + num_splits - 1) / num_splits, kMinChunksPerSplit);
+  const int each = max((end - begin + num_splits - 1) / num_splits, min_chunks);
   const int first = min(begin + split * each, end);
   return {first, min(first + each, end), (end - begin + each - 1) / each};
 }
 
 // One warp's part of the work: chunks first, first + kWarps, ... of the sequence. kPrepares: the
 // newest key and value are not in the cache yet, but in qkv.
-template <typename T, int kHeadDim, bool kPrepares>
+template <typename T, int kHeadDim, bool kPrepares, int kBlockWarps>
 class WarpAttention {
  public:
   static constexpr int kDim = kHeadDim;
-  static constexpr int kWarps = WarpsFor(kDim);
+  static constexpr int kWarps = kBlockWarps;
+  static constexpr int kMinChunks = MinChunksPerSplit(kWarps);
   using Rows = TileRows<kDim>;
   static constexpr int kTileBytes = kChunk * Rows::kStride;
   static constexpr int kStageBytes = 2 * kTileBytes;  // keys, values

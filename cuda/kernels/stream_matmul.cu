@@ -39,10 +39,11 @@ __device__ __forceinline__ void AddTo(float (&sums)[4], const float2& value) {
   sums[1] += value.y;
 }
 
-// Bias, activation and the write of one element. `up` is the second half's sum for kSiluMul.
+// Bias, activation and the write of one element. `up` is the second half's sum for kSiluMul, `old`
+// what kAdd adds to.
 template <typename T>
 __device__ void WriteOutput(const StreamMatmulArguments& a, int width, int row, int output,
-                            float sum, float up) {
+                            float sum, float up, float old) {
   const int64_t at = int64_t{row} * width + output;
   if (a.bias != nullptr) {
     sum += a.bias[output];
@@ -55,7 +56,7 @@ __device__ void WriteOutput(const StreamMatmulArguments& a, int width, int row, 
       static_cast<float*>(a.y)[at] = sum;
       break;
     case Epilogue::kAdd:
-      static_cast<float*>(a.y)[at] = __ldcg(static_cast<float*>(a.y) + at) + sum;
+      static_cast<float*>(a.y)[at] = old + sum;
       break;
     case Epilogue::kSiluMul:
       if (a.bias != nullptr) {
@@ -66,9 +67,25 @@ __device__ void WriteOutput(const StreamMatmulArguments& a, int width, int row, 
   }
 }
 
+// What kAdd adds a unit's sums to, read long before they are there; zeros for other epilogues.
+template <int kTiles, bool kWide>
+__device__ __forceinline__ void ReadOld(const StreamMatmulArguments& a, int unit,
+                                        float (&old)[kWide ? 4 : 2]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < (kWide ? 4 : 2); ++i) {
+    const int row = lane / 4 + i / 2 * 8;
+    const int output = unit * kTileOutputs + lane % 4 * 2 + i % 2;
+    old[i] = 0;
+    if (kTiles == 1 && a.epilogue == Epilogue::kAdd && row < a.rows && output < a.outputs) {
+      old[i] = __ldcg(static_cast<const float*>(a.y) + int64_t{row} * a.outputs + output);
+    }
+  }
+}
+
 template <typename T, int kTiles, bool kWide>
-__device__ void WriteUnit(const StreamMatmulArguments& a, int unit,
-                          const float (&sums)[kTiles][4]) {
+__device__ void WriteUnit(const StreamMatmulArguments& a, int unit, const float (&sums)[kTiles][4],
+                          const float (&old)[kWide ? 4 : 2]) {
   const int lane = threadIdx.x % 32;
   const int width = a.outputs / kTiles;
 #pragma unroll
@@ -76,7 +93,7 @@ __device__ void WriteUnit(const StreamMatmulArguments& a, int unit,
     const int row = lane / 4 + i / 2 * 8;
     const int output = unit * kTileOutputs + lane % 4 * 2 + i % 2;
     if (row < a.rows && output < width) {
-      WriteOutput<T>(a, width, row, output, sums[0][i], sums[kTiles - 1][i]);
+      WriteOutput<T>(a, width, row, output, sums[0][i], sums[kTiles - 1][i], old[i]);
     }
   }
 }
@@ -92,7 +109,8 @@ __device__ LaneSums<kWide>* Partials(const StreamMatmulArguments& a, const Plan&
 // One warp adds up what all of the block's have of a unit, and writes its outputs or partials.
 template <typename T, int kTiles, bool kWide>
 __device__ void FinishUnit(const StreamMatmulArguments& a, const Plan& plan, int unit, int slice,
-                           const LaneSums<kWide>* sums_of_warps) {
+                           const LaneSums<kWide>* sums_of_warps,
+                           const float (&old)[kWide ? 4 : 2]) {
   const int lane = threadIdx.x % 32;
   float sums[kTiles][4] = {};
 #pragma unroll
@@ -103,7 +121,7 @@ __device__ void FinishUnit(const StreamMatmulArguments& a, const Plan& plan, int
     }
   }
   if (plan.slices == 1) {
-    WriteUnit<T, kTiles, kWide>(a, unit, sums);
+    WriteUnit<T, kTiles, kWide>(a, unit, sums, old);
     return;
   }
 #pragma unroll
@@ -131,6 +149,8 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const Plan& plan, 
   const int groups = plan.blocks / plan.slices;
   for (int unit = group + static_cast<int>(threadIdx.x / 32) * groups; unit < plan.units;
        unit += kWarps * groups) {
+    float old[kWide ? 4 : 2];
+    ReadOld<kTiles, kWide>(a, unit, old);
     float sums[kTiles][4] = {};
 #pragma unroll 4
     for (int slice = 0; slice < plan.slices; ++slice) {
@@ -139,7 +159,7 @@ __device__ void CombineSlices(const StreamMatmulArguments& a, const Plan& plan, 
         AddTo(sums[tile], __ldcg(Partials<kTiles, kWide>(a, plan, unit, slice) + tile * 32));
       }
     }
-    WriteUnit<T, kTiles, kWide>(a, unit, sums);
+    WriteUnit<T, kTiles, kWide>(a, unit, sums, old);
   }
   if (threadIdx.x == 0) {
     a.counters[group] = 0;
@@ -180,16 +200,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   const uint32_t x_low =
       SharedAddress(x + min(lane / 4, a.rows - 1) * plan.x_stride + lane % 4 * 8);
   const uint32_t x_high = SharedAddress(x + high * plan.x_stride + lane % 4 * 8);
+  float old[kWide ? 4 : 2] = {};
   const auto finish = [&](int i) {
     const int buffer = i % kBuffers;
     WaitBarrier(&filled[buffer], i / kBuffers % 2);
     FinishUnit<T, kTiles, kWide>(a, plan, group + i * groups, slice,
-                                 sums_of_warps + buffer * kWarps * kTiles * 32);
+                                 sums_of_warps + buffer * kWarps * kTiles * 32, old);
     ArriveAtBarrier(&emptied[buffer]);
   };
   int stage = 0;
   int i = 0;
   for (int unit = group; unit < plan.units; unit += groups, ++i) {
+    if (i % kWarps == warp && plan.slices == 1) {
+      ReadOld<kTiles, kWide>(a, unit, old);
+    }
     float sums[kTiles][2][4] = {};  // two chains, for the tensor cores' latency
     for (int step = warp * StepInputs(kTiles); step < plan.slice_inputs;
          step += kWarps * StepInputs(kTiles)) {

@@ -87,8 +87,9 @@ class Batch {
     const Device<float> workspace(size_t{1} * a.num_sequences * a.num_heads * num_splits *
                                   (a.head_dim + 2));
     a.workspace = workspace.get();
-    test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits}, nullptr));
-    test::CheckCuda(cudaDeviceSynchronize());
+    NarrowThenWide([&](bool wide) {
+      test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits, .wide = wide}, nullptr));
+    });
   }
 
   void Prefill(int32_t first = 0) const {
@@ -155,13 +156,16 @@ class Batch {
     heads.block_size = a.block_size;
     heads.k_cache = k_cache_.get();
     heads.v_cache = v_cache_.get();
-    ForEachNewest([&](uint16_t* at) { test::CheckCuda(cudaMemset(at, 0xFF, dim * 2)); });
-    test::CheckCuda(cudaDeviceSynchronize());
-    if (!fused) {
-      test::CheckCuda(PrepareHeads(heads, nullptr));
-    }
-    test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits}, nullptr));
-    test::CheckCuda(cudaDeviceSynchronize());
+    NarrowThenWide([&](bool wide) {
+      ForEachNewest([&](uint16_t* at) { test::CheckCuda(cudaMemset(at, 0xFF, dim * 2)); });
+      const std::vector<uint16_t> qkv = QkvBits();  // PrepareHeads turns it where it is
+      test::CheckCuda(cudaMemcpy(qkv_.get(), qkv.data(), qkv.size() * 2, cudaMemcpyHostToDevice));
+      test::CheckCuda(cudaDeviceSynchronize());
+      if (!fused) {
+        test::CheckCuda(PrepareHeads(heads, nullptr));
+      }
+      test::CheckCuda(DecodeAttention(a, {.num_splits = num_splits, .wide = wide}, nullptr));
+    });
   }
 
   // The newest keys and values in the cache.
@@ -206,6 +210,31 @@ class Batch {
   std::vector<Chunk>& chunks() { return chunks_; }
 
  private:
+  // Runs decode(wide) both ways, which must agree; the wide one's output is left.
+  template <typename Run>
+  void NarrowThenWide(Run decode) const {
+    const auto before = out_.Read();
+    decode(false);
+    test::CheckCuda(cudaDeviceSynchronize());
+    const std::vector<float> narrow = Out();
+    test::CheckCuda(cudaMemcpy(out_.get(), before.data(), out_.size() * 2, cudaMemcpyHostToDevice));
+    decode(true);
+    test::CheckCuda(cudaDeviceSynchronize());
+    const std::vector<float> wide = Out();
+    std::vector<float> actual;
+    std::vector<double> expected;
+    for (size_t i = 0; i < wide.size(); ++i) {
+      ASSERT_EQ(std::isnan(wide[i]), std::isnan(narrow[i])) << "element " << i;
+      if (!std::isnan(wide[i])) {
+        actual.push_back(wide[i]);
+        expected.push_back(narrow[i]);
+      }
+    }
+    if (!actual.empty()) {
+      EXPECT_LE(test::RelativeError(actual, expected), test::Tolerance(type_));
+    }
+  }
+
   template <typename Visit>
   void ForEachNewest(Visit visit) const {
     const int32_t block_size = shape_.block_size;
@@ -661,6 +690,20 @@ TEST(DecodePlanTest, FillsTheChipAndNoMore) {
   EXPECT_EQ(splits(1, 496), 1);
   EXPECT_EQ(splits(1, 512), 2);
   EXPECT_EQ(splits(1, 1), 1);
+}
+
+TEST(DecodePlanTest, IsWideWhereBlocksHaveAMultiprocessorEach) {
+  const auto plan = [](int32_t num_sequences, int32_t head_dim) {
+    return PlanDecodeAttention(num_sequences, 32, 8, head_dim, 131072, 132);
+  };
+  EXPECT_TRUE(plan(1, 128).wide);
+  EXPECT_TRUE(plan(16, 128).wide);
+  EXPECT_FALSE(plan(17, 128).wide);
+  // Short rows make small blocks; but no large clusters of wide ones.
+  EXPECT_EQ(plan(1, 64).num_splits, 8);
+  EXPECT_EQ(plan(4, 64).num_splits, 2);
+  EXPECT_EQ(plan(8, 64).num_splits, 2);
+  EXPECT_EQ(plan(16, 64).num_splits, 1);
 }
 
 TEST(DecodePlanTest, WorkspaceHoldsEverySplit) {
