@@ -94,10 +94,7 @@ class Driver {
         const int32_t size = std::min(info.max_step_tokens, tokens - done);
         NewBatch();
         if (done == 0) {
-          batch_.slot_assignments.push_back({SeqSlot{s}, &params_});
-          for (int32_t b = 0; b < blocks_; ++b) {
-            batch_.block_table_changes.push_back({SeqSlot{s}, b, BlockId{s * blocks_ + b}});
-          }
+          Assign(s);
         }
         Append(s, done, size, done + size == tokens, -1);
         done += size;
@@ -135,7 +132,7 @@ class Driver {
     for (const bool measured : {false, true}) {
       NewBatch();
       if (!decode) {
-        batch_.slot_assignments.push_back({SeqSlot{0}, &params_});
+        Assign(0);
         Append(0, 0, context, true, -1);
       }
       for (int32_t s = 0; decode && s < sequences; ++s) {
@@ -152,6 +149,14 @@ class Driver {
   }
 
  private:
+  // A new sequence in slot `s`, with all its blocks.
+  void Assign(int32_t s) {
+    batch_.slot_assignments.push_back({SeqSlot{s}, &params_});
+    for (int32_t b = 0; b < blocks_; ++b) {
+      batch_.block_table_changes.push_back({SeqSlot{s}, b, BlockId{s * blocks_ + b}});
+    }
+  }
+
   void NewBatch() {
     batch_.Clear();
     batch_.step = ++step_;
@@ -236,7 +241,9 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   if (!options.profile.empty()) {
     const bool decode = options.profile == "decode";
     const int32_t sequences = decode ? options.batches[0] : 1;
-    RETURN_IF_ERROR(driver.Prefill(sequences, decode ? options.context : 1).status());
+    if (decode) {
+      RETURN_IF_ERROR(driver.Prefill(sequences, options.context).status());
+    }
     RETURN_IF_ERROR(driver.Profile(sequences, decode ? options.context : options.prefill, decode));
     report["products"] = Products(backend->weights());
     return report;
