@@ -48,6 +48,15 @@ class SmolLm2SuiteTest : public testing::TestWithParam<std::tuple<SuiteVariant, 
   static inline std::unique_ptr<SmolLm2> model_;
 };
 
+// From which lead on the reference's token must be ours. The 8 bits of bf16, where tensor cores
+// take no more, move leads by more than the design allows for: references.json has by how much,
+// measured on transformers with the inputs of its products rounded so.
+double SureLeadOf(const std::string& compute_type, const SmolLm2& model) {
+  constexpr double kDeviations = 4;
+  const double moves = model.references()["bf16_lead_moves"]["rms"];
+  return compute_type == "bf16" ? kDeviations * moves : SureLead(compute_type);
+}
+
 TEST_P(SmolLm2SuiteTest, AgreesWithTransformersWhereItIsSure) {
   const SuiteVariant& variant = std::get<0>(GetParam());
   const ForcingPlan& plan = std::get<1>(GetParam()).plan;
@@ -58,7 +67,7 @@ TEST_P(SmolLm2SuiteTest, AgreesWithTransformersWhereItIsSure) {
   const auto agreement = ForceReference(backend->get(), model_->texts(), plan);
   ASSERT_TRUE(agreement.ok()) << agreement.status();
   ASSERT_EQ(agreement->tokens, 1280);
-  EXPECT_EQ(agreement->Beyond(SureLead(variant.compute_type)), "");
+  EXPECT_EQ(agreement->Beyond(SureLeadOf(variant.compute_type, *model_)), "");
   std::cout << "  agrees in " << agreement->tokens - std::ssize(agreement->disagreements) << " of "
             << agreement->tokens << " tokens; the rest:\n"
             << agreement->Beyond(-1);
