@@ -204,8 +204,13 @@ std::vector<test::ReferenceText> GptqSmolLm2Test::Continue(CudaBackend* backend)
   return texts;
 }
 
+// In bf16 rounding alone moves leads by more than the design's 0.05: references.json has by how
+// much.
 TEST_F(GptqSmolLm2Test, BothWaysChooseTheSame) {
+  constexpr double kDeviations = 4;
+  const double bf16_moves = references_["bf16_lead_moves"]["rms"];
   for (const std::string type : {"fp16", "bf16"}) {
+    const double sure_lead = type == "fp16" ? 0.05 : kDeviations * bf16_moves;
     const auto reference = Gpu(type, /*fused=*/false, 20, 512, 512);
     const std::vector<test::ReferenceText> texts = Continue(reference.get());
     for (const int32_t together : {1, 20}) {
@@ -213,7 +218,7 @@ TEST_F(GptqSmolLm2Test, BothWaysChooseTheSame) {
       const auto agreement = test::ForceReference(fused.get(), texts, {.together = together});
       ASSERT_THAT(agreement, IsOk());
       EXPECT_EQ(agreement->tokens, 1280);
-      EXPECT_EQ(agreement->Beyond(0.05), "");
+      EXPECT_EQ(agreement->Beyond(sure_lead), "");
       std::cout << "  " << type << ", " << together << " together: the same in "
                 << agreement->tokens - std::ssize(agreement->disagreements) << " of "
                 << agreement->tokens << " tokens\n";

@@ -9,9 +9,12 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/kernels/gptq.h"
+#include "cuda/marlin_weight.h"
 #include "cuda/memory_plan.h"
 #include "cuda/model_shapes.h"
 #include "engine/model/checkpoint.h"
@@ -293,17 +296,54 @@ TEST_F(TransformerGpuWeightsTest, RandomWeightsAreAboutNormal) {
   EXPECT_NE(down(*other, 3), down(*weights, 3));
 }
 
+TEST_F(TransformerGpuWeightsTest, RandomInt4WeightsHaveTheSameDeviation) {
+  const auto config = NamedModelShape("qwen3-0.6b").value();
+  for (const bool symmetric : {true, false}) {
+    const GpuWeightOptions options{.max_positions = 64,
+                                   .plan = {.random = {.group_size = 128, .symmetric = symmetric}}};
+    const auto weights = TransformerGpuWeights::Random(config, options, 1, *stream_);
+    ASSERT_THAT(weights, IsOk());
+    EXPECT_EQ(weights->num_parameters, 596049920);
+    EXPECT_EQ(weights->int4.fused, 28 * 7);
+    EXPECT_EQ(weights->int4.dequantized, 0);
+    const auto* down = std::get_if<MarlinWeight>(&weights->layers[3].down.parts()[0].weight);
+    ASSERT_NE(down, nullptr);
+    const auto size = static_cast<size_t>(down->outputs() * down->inputs());
+    const test::Device<uint16_t> out(size);
+    test::CheckCuda(cudaDeviceSynchronize());
+    test::CheckCuda(DequantizeInt4(down->view(), 0, static_cast<int32_t>(down->outputs()),
+                                   GpuType::kFp16, out.get(), stream_->get()));
+    ASSERT_THAT(stream_->Synchronize(), IsOk());
+    double squares = 0;
+    for (const float value : test::Widen(GpuType::kFp16, out.Read())) {
+      squares += double{value} * value;
+    }
+    EXPECT_NEAR(std::sqrt(squares / static_cast<double>(size)), 0.02, 4e-4) << symmetric;
+  }
+}
+
 TEST_F(TransformerGpuWeightsTest, TakesTheMemoryThatWasPlanned) {
   for (const char* name : {"llama-3.2-1b", "qwen2.5-7b"}) {
-    const auto config = NamedModelShape(name).value();
-    const int64_t planned = WeightFootprint(config, config.tie_word_embeddings, 8192);
-    const int64_t before = QueryDevice(0)->free_bytes;
-    const auto weights =
-        TransformerGpuWeights::Random(config, {.max_positions = 8192}, 1, *stream_);
-    ASSERT_THAT(weights, IsOk());
-    const int64_t taken = before - QueryDevice(0)->free_bytes;
-    EXPECT_LE(taken, planned + (int64_t{4} << 20)) << name;
-    EXPECT_GE(taken, planned - planned / 100) << name;
+    for (const int32_t group_size : {0, 128}) {
+      const auto config = NamedModelShape(name).value();
+      const GpuWeightOptions options{.max_positions = 8192,
+                                     .plan = {.random = {.group_size = group_size}}};
+      ModelTensors tensors;
+      tensors.layers.resize(static_cast<size_t>(config.num_layers));
+      const int64_t planned =
+          TransformerGpuWeights::Footprint(config, tensors, config.tie_word_embeddings, options)
+              .value();
+      EXPECT_EQ(group_size == 0,
+                planned == WeightFootprint(config, config.tie_word_embeddings, 8192));
+      const int64_t before = QueryDevice(0)->free_bytes;
+      const auto weights = TransformerGpuWeights::Random(config, options, 1, *stream_);
+      ASSERT_THAT(weights, IsOk());
+      const int64_t taken = before - QueryDevice(0)->free_bytes;
+      EXPECT_LE(taken, planned + (int64_t{4} << 20)) << name;
+      EXPECT_GE(taken, planned - planned / 100) << name;
+      EXPECT_LE(weights->bytes, planned) << name;  // which counts whole pages
+      EXPECT_GE(weights->bytes, planned - planned / 10) << name;
+    }
   }
 }
 
