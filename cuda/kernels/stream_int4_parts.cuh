@@ -2,47 +2,13 @@
 // warp's step over them. W is the first operand of the tensor cores, x the second.
 #pragma once
 
-#include "cuda/kernels/int4_weight.h"
-#include "cuda/kernels/stream_matmul_parts.cuh"
+#include "cuda/kernels/stream_int4_plan.cuh"
 
 namespace ferrite::stream_int4 {
 
-using stream_matmul::kLanePieces;
-using stream_matmul::kStageBytes;
-using stream_matmul::kThreads;
-using stream_matmul::kWarps;
-
-// A block's threads are [kTeams][kThreads]: each team of warps works on units of its own, so that
-// there are enough warps to hide what each waits for, and all share x.
-inline constexpr int kTeams = 2;
-inline constexpr int kMaxRing = 5;  // stages a team has at most, and at least
-inline constexpr int kMinRing = 2;
-inline constexpr int kSumBuffers = 2;  // a team has, for sums of its warps
-
-inline constexpr int kMatrixInputs = 32;  // of x that one load of four 8 x 8 matrices covers
-inline constexpr int kMaxChunk = 128;
-
-// Inputs that a warp covers in a stage, for `tiles` tiles of outputs at a time.
-__host__ __device__ constexpr int StepInputs(int tiles) {
-  return kLanePieces / tiles * kInt4TileInputs;
-}
-
-struct Plan {
-  stream_matmul::Plan shape;
-  // Inputs whose products are summed before they are scaled, all of one group: 32, 64 or 128.
-  int32_t chunk = 0;
-  int32_t groups = 0;         // of the weight's scales
-  uint32_t group_factor = 0;  // input k is of group k * group_factor / 2^32
-};
-
-// Chunks of a stage's tiles: each has 16 scales and 16 zero points in the stage.
-__host__ __device__ constexpr int StageChunks(int chunk) { return StepInputs(1) / chunk; }
-__host__ __device__ constexpr int ScaleBytes(int chunk) {
-  return StageChunks(chunk) * kInt4TileOutputs * 3;
-}
-
-// Four registers of the first operand out of a word of a tile, as numbers (kOffset + q) / kScale of
-// the register's output. The numbers are exact, and so are their products in fp32.
+// Four registers of the first operand out of a word of a tile, as numbers (kOffset + q) / kScale in
+// a tile's first eight outputs, and kHighFactor times that in the others. The numbers are exact,
+// and so are their products in fp32.
 template <typename T>
 struct Nibbles;
 
@@ -50,10 +16,9 @@ struct Nibbles;
 template <>
 struct Nibbles<__half> {
   static constexpr float kOffset = 0;
-  static constexpr uint32_t kOnes = 0x00010001;      // 1 / kScale, for outputs lane / 4
-  static constexpr uint32_t kHighOnes = 0x00100010;  // for outputs lane / 4 + 8
   static constexpr float kScale = 16777216.0f;
-  static constexpr float kHighScale = 1048576.0f;
+  static constexpr float kHighFactor = 16.0f;
+  static constexpr uint32_t kOnes = 0x3C003C00;
   __device__ static void Extract(uint32_t word, uint32_t (&a)[4]) {
     a[0] = word & 0x000F000F;
     a[1] = word & 0x00F000F0;
@@ -67,14 +32,14 @@ struct Nibbles<__half> {
 template <>
 struct Nibbles<__nv_bfloat16> {
   static constexpr float kOffset = 128;
-  static constexpr uint32_t kOnes = 0x3F803F80;
-  static constexpr uint32_t kHighOnes = 0x3F803F80;
   static constexpr float kScale = 1.0f;
-  static constexpr float kHighScale = 1.0f;
+  static constexpr float kHighFactor = 1.0f;
+  static constexpr uint32_t kOnes = 0x3F803F80;
   __device__ static void Extract(uint32_t word, uint32_t (&a)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      a[i] = ((word >> (4 * i)) & 0x000F000F) | 0x43004300;
+      // Said in so many words, or else it becomes two instructions: (word & mask) | exponents.
+      asm("lop3.b32 %0, %1, 0x000F000F, 0x43004300, 0xEA;" : "=r"(a[i]) : "r"(word >> (4 * i)));
     }
   }
 };
@@ -90,20 +55,44 @@ __device__ __forceinline__ uint4 LoadMatrices(uint32_t from) {
   return bits;
 }
 
-// As stream_matmul::CopyAsync, and nothing at all unless `wanted`.
-__device__ __forceinline__ void CopyAsyncIf(bool wanted, uint32_t to, const void* from,
-                                            bool valid) {
+// Four matrices of scales, as many as kMatrices: lane l gives the address of row l % 8 of matrix
+// l / 8, eight halves, and gets elements l / 4 of rows l % 4 * 2 and the next of each.
+template <int kMatrices>
+__device__ __forceinline__ void LoadTransposed(uint32_t from, uint32_t* bits) {
+  static_assert(kMatrices == 2 || kMatrices == 4);
+  if constexpr (kMatrices == 2) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(bits[0]), "=r"(bits[1])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+// As stream_matmul::CopyAsync, but nothing at all unless at < end.
+__device__ __forceinline__ void CopyAsyncBefore(int at, int end, uint32_t to, const void* from) {
   asm volatile(
       "{\n"
       ".reg .pred wanted;\n"
-      "setp.ne.s32 wanted, %3, 0;\n"
-      "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n"
+      "setp.lt.s32 wanted, %2, %3;\n"
+      "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n"
       "}" ::"r"(to),
-      "l"(from), "r"(valid ? 16 : 0), "r"(static_cast<int>(wanted))
+      "l"(from), "r"(at), "r"(end)
       : "memory");
 }
 
-// A warp's weights, scales and zero points on their way through its own part of the ring.
+// The float 2^23 + byte.
+__device__ __forceinline__ float ShiftedFloat(uint32_t byte) {
+  return __uint_as_float(0x4B000000 | byte);
+}
+inline constexpr float kFloatShift = 8388608.0f;
+
+// A warp's weights, scales and zero points on their way through its own part of the ring. Tiles
+// past the inputs stay what was there: x is zero there.
 template <int kTiles>
 class WeightStream {
  public:
@@ -113,63 +102,74 @@ class WeightStream {
   __device__ WeightStream(const Int4Weight& weight, const Plan& plan, char* ring, char* scales,
                           int slice, int first_unit)
       : ring_(stream_matmul::SharedAddress(ring) + threadIdx.x * 16),
-        scales_(scales + threadIdx.x / 32 * ScaleBytes(plan.chunk)),
         stage_scales_(kWarps * ScaleBytes(plan.chunk)),
-        unit_(first_unit),
-        units_(plan.shape.units),
-        unit_step_(plan.shape.blocks / plan.shape.slices * kTeams),
         group_factor_(plan.group_factor) {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
-    begin_ = slice * plan.shape.slice_inputs + warp * StepInputs(kTiles);
-    wrap_ = (slice + 1) * plan.shape.slice_inputs;
-    end_ = min(weight.inputs, wrap_);
-    k_ = begin_;
-    const int64_t row_bytes = int64_t{weight.inputs} * (kInt4TileOutputs / 2);
-    second_ = units_ * row_bytes;
-    unit_bytes_ = unit_step_ * row_bytes;
-    from_ = reinterpret_cast<const char*>(weight.tiles) + first_unit * row_bytes + lane * 16;
+    const int units = plan.shape.units;
+    const int unit_step = plan.shape.blocks / plan.shape.slices * static_cast<int>(blockDim.y);
+    const int begin = slice * plan.shape.slice_inputs + warp * StepInputs(kTiles);
+    end_ = min(weight.inputs, (slice + 1) * plan.shape.slice_inputs);
+    unit_left_ = max(end_ - begin, 0);
+    units_left_ = first_unit < units ? (units - 1 - first_unit) / unit_step + 1 : 0;
+    left_ = units_left_ > 0 ? unit_left_ : 0;
+    const int64_t row_bytes = int64_t{weight.inputs} * kInputBytes;
+    second_ = units * row_bytes;
+    const int steps = (unit_left_ + kWarpsInputs - 1) / kWarpsInputs;
+    unit_bytes_ =
+        static_cast<int>(unit_step * row_bytes) - (steps - 1) * kWarpsInputs * kInputBytes;
+    from_ = reinterpret_cast<const char*>(weight.tiles) + first_unit * row_bytes +
+            int64_t{begin} * kInputBytes + lane * 16;
 
     // Lanes up to 15 copy scales, two to a chunk, and those from 16 on zero points.
     const int chunks = StageChunks(plan.chunk);
     const bool zeros = lane >= 16;
     const int chunk = zeros ? lane - 16 : lane / 2;
-    copies_scales_ = chunk < chunks && (!zeros || weight.zeros != nullptr);
+    const bool copies = chunk < chunks && (!zeros || weight.zeros != nullptr);
+    char* own_scales = scales + warp * ScaleBytes(plan.chunk);
+    scales_ = stream_matmul::SharedAddress(own_scales);
     scale_bytes_ = kInt4TileOutputs * (zeros ? 1 : 2);
-    scale_to_ =
-        stream_matmul::SharedAddress(scales_) + (zeros ? chunks * 32 + chunk * 16 : lane * 16);
-    scale_k_ = chunk % (chunks / kTiles) * plan.chunk;
+    scale_to_ = scales_ + (zeros ? chunks * 32 + chunk * 16 : lane * 16);
+    scale_k_ = copies ? chunk % (chunks / kTiles) * plan.chunk : kNever;
     const int row_scale_bytes = plan.groups * scale_bytes_;
-    unit_scale_bytes_ = unit_step_ * row_scale_bytes;
-    const int row = first_unit + chunk / (chunks / kTiles) * units_;
+    unit_scale_bytes_ = unit_step * row_scale_bytes;
+    const int row = first_unit + chunk / (chunks / kTiles) * units;
     scale_from_ = (zeros ? reinterpret_cast<const char*>(weight.zeros)
                          : reinterpret_cast<const char*>(weight.scales) + lane % 2 * 16) +
                   int64_t{row} * row_scale_bytes;
+    // Scales that are never copied must be numbers, and such zero points are 8.
+    for (int stage = 0; stage < plan.shape.stages; ++stage) {
+      for (int at = lane * 4; at < ScaleBytes(plan.chunk); at += 128) {
+        *reinterpret_cast<uint32_t*>(own_scales + stage * stage_scales_ + at) =
+            at < chunks * 32 ? 0 : 0x08080808;
+      }
+    }
+    __syncwarp();
+    scale_lane_ = scales_ + lane / 8 * 32 + lane % 2 * 16;
+    zero_lane_ = own_scales + chunks * 32 + lane / 4;
   }
 
   // Starts the copies of the next step to `stage`, or of nothing once all are under way. No
   // branches: it is to be mixed with the products.
   __device__ __forceinline__ void Start(int stage) {
-    const bool wanted = unit_ < units_;
-    const char* from = from_ + int64_t{k_} * 8;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
-        CopyAsyncIf(wanted, Address(stage, tile, piece), from + tile * second_ + piece * kTileBytes,
-                    k_ + piece * kInt4TileInputs < end_);
+        CopyAsyncBefore(piece * kInt4TileInputs, left_, Address(stage, tile, piece),
+                        from_ + tile * second_ + piece * kTileBytes);
       }
     }
-    const int k = k_ + scale_k_;
-    CopyAsyncIf(wanted && copies_scales_, scale_to_ + stage * stage_scales_,
-                scale_from_ + static_cast<int>(__umulhi(k, group_factor_)) * scale_bytes_,
-                k < end_);
+    const int group =
+        static_cast<int>(__umulhi(static_cast<uint32_t>(end_ - left_ + scale_k_), group_factor_));
+    CopyAsyncBefore(scale_k_, left_, scale_to_ + stage * stage_scales_,
+                    scale_from_ + group * scale_bytes_);
     stream_matmul::CommitCopies();
-    k_ += kWarps * StepInputs(kTiles);
-    const bool next_unit = k_ >= wrap_;
-    k_ = next_unit ? begin_ : k_;
-    unit_ += next_unit ? unit_step_ : 0;
-    from_ += next_unit ? unit_bytes_ : 0;
+    left_ -= kWarpsInputs;
+    const bool next_unit = left_ <= 0;
+    units_left_ -= next_unit ? 1 : 0;
+    left_ = !next_unit ? left_ : units_left_ > 0 ? unit_left_ : 0;
+    from_ += next_unit ? unit_bytes_ : kWarpsInputs * kInputBytes;
     scale_from_ += next_unit ? unit_scale_bytes_ : 0;
   }
 
@@ -177,56 +177,63 @@ class WeightStream {
     return stream_matmul::LoadShared(Address(stage, tile, piece));
   }
 
-  // Of outputs lane / 4 and lane / 4 + 8 of a chunk, as they are.
+  // Of outputs lane / 4 and lane / 4 + 8 of a stage's chunks, as they are.
+  template <int kChunks>
   struct Scales {
-    __half scale[2];
-    uint8_t zero[2];
+    uint32_t scales[kChunks];  // two fp16 each
+    uint8_t zeros[kChunks][2];
   };
-  template <int kChunk>
-  __device__ __forceinline__ Scales LoadScales(int stage, int chunk, bool has_zeros) const {
-    const char* from = scales_ + stage * stage_scales_;
-    const int output = threadIdx.x % 32 / 4;
-    const auto* scales = reinterpret_cast<const __half*>(from) + chunk * kInt4TileOutputs + output;
-    const auto* zeros = reinterpret_cast<const uint8_t*>(from) + StageChunks(kChunk) * 32 +
-                        chunk * kInt4TileOutputs + output;
-    return {{scales[0], scales[8]},
-            {has_zeros ? zeros[0] : uint8_t{8}, has_zeros ? zeros[8] : uint8_t{8}}};
+  template <int kChunks>
+  __device__ __forceinline__ void LoadScales(int stage, Scales<kChunks>* to) const {
+    constexpr int kAtOnce = kChunks < 4 ? kChunks : 4;
+#pragma unroll
+    for (int i = 0; i < kChunks; i += kAtOnce) {
+      LoadTransposed<kAtOnce>(scale_lane_ + stage * stage_scales_ + i * 32, to->scales + i);
+    }
+    const char* zeros = zero_lane_ + stage * stage_scales_;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      to->zeros[i][0] = static_cast<uint8_t>(zeros[i * kInt4TileOutputs]);
+      to->zeros[i][1] = static_cast<uint8_t>(zeros[i * kInt4TileOutputs + 8]);
+    }
   }
 
  private:
   static constexpr int kTileBytes = kInt4TileWords * 4;
+  static constexpr int kInputBytes = kInt4TileOutputs / 2;
+  static constexpr int kWarpsInputs = kWarps * StepInputs(kTiles);
+  static constexpr int kNever = 1 << 20;  // more than all inputs
 
   __device__ uint32_t Address(int stage, int tile, int piece) const {
     return ring_ + stage * kStageBytes + (tile * kPieces + piece) * (kThreads * 16);
   }
 
   uint32_t ring_;
-  const char* scales_;
   int stage_scales_;
-  int unit_;
-  int units_;
-  int unit_step_;
   uint32_t group_factor_;
-  int begin_;
-  int wrap_;
   int end_;
-  int k_;
-  const char* from_;    // this lane's of the unit's first tile
-  int64_t second_;      // from there to the same of the second row of tiles
-  int64_t unit_bytes_;  // and to that of the next unit
-  bool copies_scales_;
-  int scale_bytes_;  // of a group
-  int scale_k_;
+  int unit_left_;     // inputs from the warp's first of a unit on
+  int units_left_;    // with the one under way
+  int left_;          // inputs of the unit from the next step on, none after the last unit
+  const char* from_;  // this lane's of the step's first tile
+  int64_t second_;    // from there to the same of the second row of tiles
+  int unit_bytes_;    // and from a unit's last step to the next unit's first
+  int scale_bytes_;   // of a group
+  int scale_k_;       // from the step's first input to that whose scale this lane copies
+  uint32_t scales_;
   uint32_t scale_to_;
   const char* scale_from_;
   int unit_scale_bytes_;
+  uint32_t scale_lane_;
+  const char* zero_lane_;
 };
 
 // sums[tile] += a step's weights times x, over the scales of Nibbles, and the start of the stage's
-// next copies. x_at[i] is where this lane's row of matrices of the step's i-th kMaxChunk inputs is.
+// next copies. `x_at` is where this lane's row of matrices of the step's inputs is, `x_sums` what
+// SumChunks has of its first chunk and this lane's rows.
 template <typename T, int kTiles, int kChunk>
 __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int stage,
-                                             const uint32_t (&x_at)[2], bool has_zeros,
+                                             uint32_t x_at, const float* x_sums, int sums_stride,
                                              float (&sums)[kTiles][4]) {
   using Values = Nibbles<T>;
   constexpr int kPieces = WeightStream<kTiles>::kPieces;
@@ -234,37 +241,28 @@ __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int 
   constexpr int kMatrices = kChunk / kMatrixInputs;
   uint4 words[kTiles][kPieces];
   uint4 x[kChunks * kMatrices];
-  typename WeightStream<kTiles>::Scales scales[kTiles][kChunks];
+  typename WeightStream<kTiles>::template Scales<kTiles * kChunks> scales;
 #pragma unroll
   for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       words[tile][piece] = weights.Load(stage, tile, piece);
     }
-  }
 #pragma unroll
-  for (int i = 0; i < kChunks * kMatrices; ++i) {
-    constexpr int kHalf = kMaxChunk / kMatrixInputs;
-    x[i] = LoadMatrices(x_at[i / kHalf] + i % kHalf * kMatrixInputs * sizeof(T));
+    for (int i = 2 * piece; i < 2 * piece + 2; ++i) {
+      x[i] = LoadMatrices(x_at + i * kMatrixInputs * static_cast<int>(sizeof(T)));
+    }
   }
-#pragma unroll
-  for (int i = 0; i < kTiles * kChunks; ++i) {
-    scales[i / kChunks][i % kChunks] = weights.template LoadScales<kChunk>(stage, i, has_zeros);
-  }
+  weights.LoadScales(stage, &scales);
   __syncwarp();  // all lanes have read the scales
   weights.Start(stage);
 
-  float ones[kChunks][4] = {};  // what a weight of one makes of x
   float products[kChunks][kTiles][4] = {};
 #pragma unroll
   for (int i = 0; i < kMatrices; ++i) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      constexpr uint32_t kOnes = Values::kOnes;
-      constexpr uint32_t kHighOnes = Values::kHighOnes;
       const int at = chunk * kMatrices + i;
-      stream_matmul::Multiply<T>(ones[chunk], kOnes, kHighOnes, kOnes, kHighOnes, x[at].x, x[at].y);
-      stream_matmul::Multiply<T>(ones[chunk], kOnes, kHighOnes, kOnes, kHighOnes, x[at].z, x[at].w);
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         const uint4& four = words[tile][at / 2];
@@ -277,15 +275,24 @@ __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int 
       }
     }
   }
+  constexpr float kShift = kFloatShift - Values::kOffset;
 #pragma unroll
-  for (int i = 0; i < kTiles * kChunks; ++i) {
-    const int tile = i / kChunks;
-    const int chunk = i % kChunks;
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const float2 x_sum = *reinterpret_cast<const float2*>(x_sums + chunk * sums_stride);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float zero = scales[tile][chunk].zero[j / 2] + Values::kOffset;
-      sums[tile][j] += __half2float(scales[tile][chunk].scale[j / 2]) *
-                       (products[chunk][tile][j] - zero * ones[chunk][j]);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int i = tile * kChunks + chunk;
+      const __half2 both = *reinterpret_cast<const __half2*>(&scales.scales[i]);
+      const float zero = ShiftedFloat(scales.zeros[i][0]) - kShift;
+      const float high_zero = __fmaf_rn(ShiftedFloat(scales.zeros[i][1]), Values::kHighFactor,
+                                        -kShift * Values::kHighFactor);
+      const float scale = __low2float(both);
+      const float high_scale = __high2float(both);
+      const float(&product)[4] = products[chunk][tile];
+      sums[tile][0] += scale * (product[0] - zero * x_sum.x);
+      sums[tile][1] += scale * (product[1] - zero * x_sum.y);
+      sums[tile][2] += high_scale * (product[2] - high_zero * x_sum.x);
+      sums[tile][3] += high_scale * (product[3] - high_zero * x_sum.y);
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <numeric>
 
+#include "cuda/kernels/stream_int4_limits.h"
 #include "gmock/gmock.h"
 #include "tests/cuda/gpu_test.h"
 
@@ -100,9 +101,10 @@ class Weight {
 // Partials poisoned, counters zero, neither larger than asked for.
 class Scratch {
  public:
-  Scratch(const Int4Weight& weight, StreamMatmulArguments* arguments) {
+  Scratch(const Int4Weight& weight, const stream_int4::DeviceLimits& limits,
+          StreamMatmulArguments* arguments) {
     StreamMatmulScratch size;
-    test::CheckCuda(SizeStreamInt4Scratch(*arguments, weight, &size));
+    test::CheckCuda(stream_int4::SizeScratch(*arguments, weight, limits, &size));
     if (size.counters > 0) {
       partials_ = std::make_unique<Device<float>>(size.partials);
       counters_ = std::make_unique<Device<int32_t>>(std::vector<int32_t>(size.counters, 0));
@@ -122,7 +124,8 @@ class Scratch {
 // One weight, with eight rows of inputs and their products in float64.
 class Problem {
  public:
-  Problem(GpuType type, const Case& c)
+  // On a device whose blocks have at most that much shared memory; zero: as much as it has.
+  Problem(GpuType type, const Case& c, int block_shared_bytes = 0)
       : type_(type),
         inputs_(c.inputs),
         outputs_(c.outputs),
@@ -134,6 +137,10 @@ class Problem {
         start_(test::RandomNormal(size_t{1} * kRows * c.outputs, 6)),
         bias_on_device_(bias_),
         norm_on_device_(norm_) {
+    test::CheckCuda(stream_int4::GetDeviceLimits(&limits_));
+    if (block_shared_bytes > 0) {
+      limits_.block_shared_bytes = std::min(limits_.block_shared_bytes, block_shared_bytes);
+    }
     const std::vector<float> x = test::Widen(type, x_);
     products_[0] = Multiply({x.begin(), x.end()});
     products_[1] = Multiply(Normed());
@@ -225,8 +232,8 @@ class Problem {
                                     .epilogue = epilogue,
                                     .y = y.get()};
     const Int4Weight weight = weight_.Get();
-    const Scratch scratch(weight, &arguments);
-    test::CheckCuda(StreamInt4(arguments, weight, nullptr));
+    const Scratch scratch(weight, limits_, &arguments);
+    test::CheckCuda(stream_int4::Run(arguments, weight, limits_, nullptr));
     const std::vector<uint16_t> bits = y.Read();
     EXPECT_THAT(scratch.Counters(), testing::Each(0));
     std::vector<float> values(size);
@@ -242,6 +249,7 @@ class Problem {
   GpuType type_;
   int32_t inputs_;
   int32_t outputs_;
+  stream_int4::DeviceLimits limits_;
   Weight weight_;
   std::vector<uint16_t> x_;      // [8, inputs]
   std::vector<float> residual_;  // [8, inputs]
@@ -302,6 +310,22 @@ TEST_P(StreamInt4Test, MatchesDouble) {
 }
 
 using StreamInt4ChainTest = test::GpuTest;
+
+// sm_86, sm_89 and sm_120 have 99 KB a block, sm_80 163 KB.
+TEST_F(StreamInt4ChainTest, WorksInLessSharedMemory) {
+  for (const int kilobytes : {99, 163}) {
+    for (const Case& c : {Case{"", 4096, 192, 128, true, false}, Case{"", 576, 192, 32, true, true},
+                          Case{"", 14336, 64, 64, false, false}}) {
+      Problem problem(GpuType::kFp16, c, kilobytes << 10);
+      for (const int32_t rows : {1, 2, 5, 8}) {
+        for (const bool norm : {false, true}) {
+          problem.Check(Epilogue::kFp32, norm, rows, true);
+          problem.Check(Epilogue::kSiluMul, norm, rows, true);
+        }
+      }
+    }
+  }
+}
 
 TEST_F(StreamInt4ChainTest, ManyUnitsABlock) {
   Problem problem(GpuType::kFp16, {"", 4096, 28672, 128, true, false});

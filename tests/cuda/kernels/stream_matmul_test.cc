@@ -289,8 +289,10 @@ TEST_F(StreamMatmulChainTest, OverlappedInAGraphGivesTheBitsOfOneByOne) {
     test::CheckCuda(cudaStreamEndCapture(stream, &graph));
     test::CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
     for (int replay = 0; replay < 5; ++replay) {
-      test::CheckCuda(cudaMemcpy(residual.get(), start.data(), start.size() * sizeof(float),
-                                 cudaMemcpyHostToDevice));
+      // On the same stream: a plain copy may return before the data is there, and this stream does
+      // not wait for the legacy one.
+      test::CheckCuda(cudaMemcpyAsync(residual.get(), start.data(), start.size() * sizeof(float),
+                                      cudaMemcpyHostToDevice, stream));
       test::CheckCuda(cudaGraphLaunch(executable, stream));
       test::CheckCuda(cudaStreamSynchronize(stream));
       EXPECT_EQ(residual.Read(), expected) << rows << " rows, replay " << replay;

@@ -1,0 +1,109 @@
+// The activations of the 4-bit weight-streaming product on their way to shared memory, and their
+// sums.
+#pragma once
+
+#include "cuda/kernels/stream_int4_parts.cuh"
+#include "cuda/kernels/stream_matmul_activations.cuh"
+
+namespace ferrite::stream_int4 {
+
+// As stream_matmul::ReadActivations, with input k of the slice from order[k].
+template <typename T>
+__device__ void ReadOrdered(const StreamMatmulArguments& a, const stream_matmul::Plan& plan,
+                            const int32_t* order, int begin, T* x, float* scratch) {
+  WaitForPrevious();
+  if (a.residual != nullptr) {
+    stream_matmul::ComputeScales(a, scratch);
+  }
+#pragma unroll 4
+  for (int k = threadIdx.x; k < plan.slice_inputs; k += kThreads) {
+    const bool valid = begin + k < a.inputs;
+    const int from = valid ? __ldg(order + begin + k) : 0;
+    for (int row = 0; row < a.rows; ++row) {
+      const int64_t at = int64_t{row} * a.inputs + from;
+      T value = FromFloat<T>(0.0f);
+      if (valid && a.residual != nullptr) {
+        value = FromFloat<T>(__ldcg(a.residual + at) * scratch[row] * __ldg(a.norm_weight + from));
+      } else if (valid) {
+        value = __ldcg(static_cast<const T*>(a.x) + at);
+      }
+      x[row * plan.x_stride + k] = value;
+    }
+  }
+}
+
+// Waits for the kernel ahead and puts this block's slice of x into shared memory, a team some of
+// the rows, with zeros up to a whole step; `scratch` is the team's own.
+template <typename T>
+__device__ void ReadRows(const StreamMatmulArguments& all, const stream_matmul::Plan& full_plan,
+                         const int32_t* order, int begin, T* x, float* scratch) {
+  using stream_matmul::RoundUp;
+  StreamMatmulArguments a = all;
+  // A single row's norm both teams work out, and write the same: its barriers are of the block.
+  if (blockDim.y > 1 && (a.rows > 1 || a.residual == nullptr)) {
+    const int low = (a.rows + 1) / 2;
+    const int first = threadIdx.y == 0 ? 0 : low;
+    a.rows = threadIdx.y == 0 ? low : a.rows - low;
+    a.x = a.x == nullptr ? nullptr : static_cast<const T*>(a.x) + int64_t{first} * a.inputs;
+    a.residual = a.residual == nullptr ? nullptr : a.residual + int64_t{first} * a.inputs;
+    x += first * full_plan.x_stride;
+  }
+  stream_matmul::Plan plan = full_plan;
+  plan.slice_inputs =
+      RoundUp(min(full_plan.slice_inputs, a.inputs - begin), stream_matmul::kMaxStepInputs);
+  const int rest = RoundUp(plan.slice_inputs, kMaxStepInputs) - plan.slice_inputs;
+  for (int i = threadIdx.x; i < a.rows * rest; i += kThreads) {
+    const int row = i / rest;
+    x[row * plan.x_stride + plan.slice_inputs + i - row * rest] = FromFloat<T>(0.0f);
+  }
+  if (order != nullptr) {
+    ReadOrdered(a, plan, order, begin, x, scratch);
+  } else {
+    stream_matmul::ReadActivations(a, plan, begin, x, scratch);
+  }
+}
+
+// sums[chunk, row] = the sum of x over a chunk's inputs, in the unit of Nibbles' products: what a
+// weight of one makes. A tensor-core step takes 16 inputs of 16 chunks, each chunk's in an order of
+// its own, so that eight chunks' meet all banks once.
+template <typename T, int kChunk>
+__device__ void SumChunks(const Plan& plan, int rows, int inputs, const T* x, float* sums) {
+  constexpr uint32_t kOnes = Nibbles<T>::kOnes;
+  constexpr int kPieces = kChunk / 8;
+  const int lane = threadIdx.x % 32;
+  const int chunks = inputs / kChunk;
+  const int strips = (chunks + 15) / 16;
+  const int piece = lane / 16 + (kChunk == 32 ? lane % 16 / 2 : lane % 16);
+  int row = 0;
+  int strip = threadIdx.y * kWarps + threadIdx.x / 32;
+  for (;; strip += blockDim.y * kWarps) {
+    for (; strip >= strips; strip -= strips) {
+      ++row;
+    }
+    if (row >= rows) {
+      return;
+    }
+    const int chunk = min(strip * 16 + lane % 16, chunks - 1);
+    const uint32_t at =
+        stream_matmul::SharedAddress(x + row * plan.shape.x_stride + chunk * kChunk);
+    float products[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kPieces; i += 4) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint4 bits = LoadMatrices(at + (piece + i + 2 * j) % kPieces * 16);
+        stream_matmul::Multiply<T>(products[j], bits.x, bits.y, bits.z, bits.w, kOnes, kOnes);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int to = strip * 16 + lane / 4 + i * 8;
+      if (lane % 4 == 0 && to < chunks) {
+        sums[to * plan.sums_stride + row] =
+            (products[0][2 * i] + products[1][2 * i]) * (1.0f / Nibbles<T>::kScale);
+      }
+    }
+  }
+}
+
+}  // namespace ferrite::stream_int4
