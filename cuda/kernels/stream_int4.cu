@@ -24,17 +24,17 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   constexpr int kUnitSums = kWarps * kTiles * 32;
   using Values = Nibbles<T>;
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint64_t
-      all_filled[kMaxTeams][kSumBuffers];  // all warps have put their sums of a unit
-  __shared__ uint64_t all_emptied[kMaxTeams][kSumBuffers];  // and they have been added up
+  // All warps have put their sums of a unit; and these have been added up.
+  __shared__ uint64_t all_filled[kMaxTeams][kSumBuffers];
+  __shared__ uint64_t all_emptied[kMaxTeams][kSumBuffers];
   const stream_matmul::Plan& plan = full_plan.shape;
   const int teams = blockDim.y;
   const int team = threadIdx.y;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int slice = blockIdx.x % plan.slices;
-  const int group = blockIdx.x / plan.slices;
-  const int groups = plan.blocks / plan.slices;
+  const int group = plan.slices == 1 ? blockIdx.x : blockIdx.x / plan.slices;
+  const int slice = blockIdx.x - group * plan.slices;
+  const int groups = full_plan.block_groups;
   const int scale_bytes = kRing * kWarps * ScaleBytes(kChunk);
   char* scales = shared + teams * kRing * kStageBytes;
   auto* all_sums = reinterpret_cast<float4*>(scales + teams * scale_bytes);
@@ -51,6 +51,9 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
 #pragma unroll 1
   for (int stage = 0; stage < kRing; ++stage) {
     weights.Start(stage);
+  }
+  if (weight.zeros == nullptr) {
+    weights.FillZeros(full_plan);
   }
   if (threadIdx.x < kSumBuffers) {
     InitBarrier(&filled[threadIdx.x], kThreads);

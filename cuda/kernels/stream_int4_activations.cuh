@@ -70,6 +70,7 @@ template <typename T, int kChunk>
 __device__ void SumChunks(const Plan& plan, int rows, int inputs, const T* x, float* sums) {
   constexpr uint32_t kOnes = Nibbles<T>::kOnes;
   constexpr int kPieces = kChunk / 8;
+  constexpr int kWays = kPieces < 8 ? kPieces / 2 : 4;  // sums that go side by side
   const int lane = threadIdx.x % 32;
   const int chunks = inputs / kChunk;
   const int strips = (chunks + 15) / 16;
@@ -86,11 +87,11 @@ __device__ void SumChunks(const Plan& plan, int rows, int inputs, const T* x, fl
     const int chunk = min(strip * 16 + lane % 16, chunks - 1);
     const uint32_t at =
         stream_matmul::SharedAddress(x + row * plan.shape.x_stride + chunk * kChunk);
-    float products[2][4] = {};
+    float products[kWays][4] = {};
 #pragma unroll
-    for (int i = 0; i < kPieces; i += 4) {
+    for (int i = 0; i < kPieces; i += 2 * kWays) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < kWays; ++j) {
         const uint4 bits = LoadMatrices(at + (piece + i + 2 * j) % kPieces * 16);
         stream_matmul::Multiply<T>(products[j], bits.x, bits.y, bits.z, bits.w, kOnes, kOnes);
       }
@@ -99,8 +100,12 @@ __device__ void SumChunks(const Plan& plan, int rows, int inputs, const T* x, fl
     for (int i = 0; i < 2; ++i) {
       const int to = strip * 16 + lane / 4 + i * 8;
       if (lane % 4 == 0 && to < chunks) {
-        sums[to * plan.sums_stride + row] =
-            (products[0][2 * i] + products[1][2 * i]) * (1.0f / Nibbles<T>::kScale);
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < kWays; ++j) {
+          sum += products[j][2 * i];
+        }
+        sums[to * plan.sums_stride + row] = sum * (1.0f / Nibbles<T>::kScale);
       }
     }
   }

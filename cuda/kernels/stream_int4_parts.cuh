@@ -106,18 +106,18 @@ class WeightStream {
         group_factor_(plan.group_factor) {
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
-    const int units = plan.shape.units;
-    const int unit_step = plan.shape.blocks / plan.shape.slices * static_cast<int>(blockDim.y);
+    unit_ = first_unit;
+    units_ = plan.shape.units;
+    unit_step_ = plan.block_groups * static_cast<int>(blockDim.y);
     const int begin = slice * plan.shape.slice_inputs + warp * StepInputs(kTiles);
     end_ = min(weight.inputs, (slice + 1) * plan.shape.slice_inputs);
     unit_left_ = max(end_ - begin, 0);
-    units_left_ = first_unit < units ? (units - 1 - first_unit) / unit_step + 1 : 0;
-    left_ = units_left_ > 0 ? unit_left_ : 0;
+    left_ = unit_ < units_ ? unit_left_ : 0;
     const int64_t row_bytes = int64_t{weight.inputs} * kInputBytes;
-    second_ = units * row_bytes;
+    second_ = units_ * row_bytes;
     const int steps = (unit_left_ + kWarpsInputs - 1) / kWarpsInputs;
     unit_bytes_ =
-        static_cast<int>(unit_step * row_bytes) - (steps - 1) * kWarpsInputs * kInputBytes;
+        static_cast<int>(unit_step_ * row_bytes) - (steps - 1) * kWarpsInputs * kInputBytes;
     from_ = reinterpret_cast<const char*>(weight.tiles) + first_unit * row_bytes +
             int64_t{begin} * kInputBytes + lane * 16;
 
@@ -130,23 +130,28 @@ class WeightStream {
     scales_ = stream_matmul::SharedAddress(own_scales);
     scale_bytes_ = kInt4TileOutputs * (zeros ? 1 : 2);
     scale_to_ = scales_ + (zeros ? chunks * 32 + chunk * 16 : lane * 16);
-    scale_k_ = copies ? chunk % (chunks / kTiles) * plan.chunk : kNever;
+    scale_k_ = chunk % (chunks / kTiles) * plan.chunk;
+    copies_ = copies ? 0 : kNever;
     const int row_scale_bytes = plan.groups * scale_bytes_;
-    unit_scale_bytes_ = unit_step * row_scale_bytes;
-    const int row = first_unit + chunk / (chunks / kTiles) * units;
+    unit_scale_bytes_ = unit_step_ * row_scale_bytes;
+    const int row = first_unit + chunk / (chunks / kTiles) * units_;
     scale_from_ = (zeros ? reinterpret_cast<const char*>(weight.zeros)
                          : reinterpret_cast<const char*>(weight.scales) + lane % 2 * 16) +
                   int64_t{row} * row_scale_bytes;
-    // Scales that are never copied must be numbers, and such zero points are 8.
-    for (int stage = 0; stage < plan.shape.stages; ++stage) {
-      for (int at = lane * 4; at < ScaleBytes(plan.chunk); at += 128) {
-        *reinterpret_cast<uint32_t*>(own_scales + stage * stage_scales_ + at) =
-            at < chunks * 32 ? 0 : 0x08080808;
-      }
-    }
-    __syncwarp();
     scale_lane_ = scales_ + lane / 8 * 32 + lane % 2 * 16;
     zero_lane_ = own_scales + chunks * 32 + lane / 4;
+  }
+
+  // Zero points of 8, which no copies overwrite.
+  __device__ void FillZeros(const Plan& plan) {
+    const int lane = threadIdx.x % 32;
+    if (lane < StageChunks(plan.chunk) * kInt4TileOutputs / 4) {
+      const uint32_t to = scales_ + StageChunks(plan.chunk) * 32 + lane * 4;
+      for (int stage = 0; stage < plan.shape.stages; ++stage) {
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + stage * stage_scales_), "r"(0x08080808)
+                     : "memory");
+      }
+    }
   }
 
   // Starts the copies of the next step to `stage`, or of nothing once all are under way. No
@@ -160,15 +165,16 @@ class WeightStream {
                         from_ + tile * second_ + piece * kTileBytes);
       }
     }
-    const int group =
-        static_cast<int>(__umulhi(static_cast<uint32_t>(end_ - left_ + scale_k_), group_factor_));
-    CopyAsyncBefore(scale_k_, left_, scale_to_ + stage * stage_scales_,
+    // Past the inputs another's scales, which are numbers as well.
+    const int k = min(end_ - left_ + scale_k_, end_ - 1);
+    const int group = static_cast<int>(__umulhi(static_cast<uint32_t>(k), group_factor_));
+    CopyAsyncBefore(copies_, left_, scale_to_ + stage * stage_scales_,
                     scale_from_ + group * scale_bytes_);
     stream_matmul::CommitCopies();
     left_ -= kWarpsInputs;
     const bool next_unit = left_ <= 0;
-    units_left_ -= next_unit ? 1 : 0;
-    left_ = !next_unit ? left_ : units_left_ > 0 ? unit_left_ : 0;
+    unit_ += next_unit ? unit_step_ : 0;
+    left_ = !next_unit ? left_ : unit_ < units_ ? unit_left_ : 0;
     from_ += next_unit ? unit_bytes_ : kWarpsInputs * kInputBytes;
     scale_from_ += next_unit ? unit_scale_bytes_ : 0;
   }
@@ -212,14 +218,17 @@ class WeightStream {
   int stage_scales_;
   uint32_t group_factor_;
   int end_;
-  int unit_left_;     // inputs from the warp's first of a unit on
-  int units_left_;    // with the one under way
+  int unit_left_;  // inputs from the warp's first of a unit on
+  int unit_;
+  int units_;
+  int unit_step_;
   int left_;          // inputs of the unit from the next step on, none after the last unit
   const char* from_;  // this lane's of the step's first tile
   int64_t second_;    // from there to the same of the second row of tiles
   int unit_bytes_;    // and from a unit's last step to the next unit's first
   int scale_bytes_;   // of a group
   int scale_k_;       // from the step's first input to that whose scale this lane copies
+  int copies_;        // never less than `left_` where this lane copies none
   uint32_t scales_;
   uint32_t scale_to_;
   const char* scale_from_;

@@ -60,7 +60,8 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
         groups * plan->slices * 16 >= limits.multiprocessors * 15) {
       const size_t fit = (plan->shared_bytes - fixed) / stage_bytes;
       plan->stages = static_cast<int>(std::min<size_t>(fit, kMaxRing));
-      plan->blocks = std::min(groups, plan->units) * plan->slices;
+      full_plan->block_groups = std::min(groups, plan->units);
+      plan->blocks = full_plan->block_groups * plan->slices;
       return cudaSuccess;
     }
   }

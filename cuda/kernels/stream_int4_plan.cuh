@@ -39,6 +39,7 @@ __host__ __device__ constexpr int ScaleBytes(int chunk) {
 struct Plan {
   stream_matmul::Plan shape;  // slice_inputs is a multiple of kMaxStepInputs of this kernel
   int32_t teams = 0;
+  int32_t block_groups = 0;  // of `slices` blocks that share units
   // Inputs whose products are summed before they are scaled, all of one group: 32, 64 or 128.
   int32_t chunk = 0;
   int32_t groups = 0;         // of the weight's scales
