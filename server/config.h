@@ -29,6 +29,28 @@ struct ServerConfig {
     bool operator==(const Server&) const = default;
   } server;
 
+  struct Tls {
+    std::string certificate;  // empty: plain text
+    std::string key;
+    std::string client_ca;
+    std::string client_certificates = "none";
+    double reload_seconds = 10;
+    bool enabled() const { return !certificate.empty(); }
+    bool operator==(const Tls&) const = default;
+  } tls;
+
+  struct Auth {
+    std::string token_file;  // empty: everybody may call
+    double reload_seconds = 10;
+    bool operator==(const Auth&) const = default;
+  } auth;
+
+  struct Limits {
+    int32_t max_prompt_tokens = 0;
+    int32_t max_new_tokens = 0;
+    bool operator==(const Limits&) const = default;
+  } limits;
+
   struct Model {
     std::string path = "models/stories260k";  // relative to the working directory
     std::string name;

@@ -286,6 +286,14 @@ void ConfigBuilder::CheckContradictions() {
                      capacity, " tokens that kv_cache.blocks ", cache.blocks,
                      " of kv_cache.block_size ", cache.block_size, " hold"));
   }
+  CheckTls();
+  const ServerConfig::Limits& limits = config_.limits;
+  if (limits.max_new_tokens > 0 && config_.defaults.max_new_tokens > limits.max_new_tokens) {
+    Contradiction(
+        "defaults.max_new_tokens", "limits.max_new_tokens",
+        absl::StrCat("defaults.max_new_tokens is ", config_.defaults.max_new_tokens,
+                     ", more than limits.max_new_tokens, which is ", limits.max_new_tokens));
+  }
   const bool cpu = config_.backend.type == "cpu";
   for (size_t i = 0; i < config_.workers.size(); ++i) {
     const std::vector<int32_t>& devices = config_.workers[i].devices;
@@ -297,6 +305,30 @@ void ConfigBuilder::CheckContradictions() {
   }
   if (!cpu) {
     CheckDevicesDiffer();
+  }
+}
+
+// Half of a setting must never pass for the whole of it.
+void ConfigBuilder::CheckTls() {
+  const ServerConfig::Tls& tls = config_.tls;
+  const auto needs = [this](const std::string& set, const std::string& value,
+                            const std::string& missing) {
+    Contradiction(set, missing,
+                  absl::StrCat(set, " is '", value, "' and ", missing, " is empty; it is needed"));
+  };
+  if (tls.enabled() && tls.key.empty()) needs("tls.certificate", tls.certificate, "tls.key");
+  if (!tls.key.empty() && !tls.enabled()) needs("tls.key", tls.key, "tls.certificate");
+  if (!tls.client_ca.empty() && !tls.enabled()) {
+    needs("tls.client_ca", tls.client_ca, "tls.certificate");
+  }
+  if (tls.client_certificates != "none" && tls.client_ca.empty()) {
+    needs("tls.client_certificates", tls.client_certificates, "tls.client_ca");
+  }
+  if (tls.client_certificates == "none" && !tls.client_ca.empty()) {
+    Contradiction("tls.client_ca", "tls.client_certificates",
+                  absl::StrCat("tls.client_ca is '", tls.client_ca,
+                               "' and tls.client_certificates is none; it must be optional or "
+                               "required for certificates to be looked at"));
   }
 }
 

@@ -59,6 +59,7 @@ class ConfigBuilder {
   // Adds a problem between two keys, unless one of them was wrong by itself.
   void Contradiction(const std::string& a, const std::string& b, std::string_view text);
   void CheckContradictions();
+  void CheckTls();
   void CheckDevicesDiffer();
 
   ServerConfig config_;

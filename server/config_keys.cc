@@ -56,7 +56,8 @@ constexpr ConfigKey kKeys[] = {
      .max = 1 << 30},
     {.name = "server.reflection",
      .field = FIELD(server.reflection),
-     .help = "Whether clients may ask for the services and their messages (gRPC reflection)."},
+     .help = "Whether clients may ask for the services and their messages (gRPC reflection). Needs "
+             "no token, like health checks."},
     {.name = "server.drain_grace_seconds",
      .field = FIELD(server.drain_grace_seconds),
      .help = "On SIGTERM: how long to report NOT_SERVING and still accept requests, so that load "
@@ -79,6 +80,52 @@ constexpr ConfigKey kKeys[] = {
      .help = "How long after that the step may still end before the requests of its worker fail "
              "with INTERNAL. In a drain they fail without it.",
      .max = kDay},
+
+    {.name = "tls.certificate",
+     .field = FIELD(tls.certificate),
+     .help = "PEM file with the server's certificate, then those between it and its CA. Empty: no "
+             "TLS. The files of this section are read again while the server runs.",
+     .form = "a path"},
+    {.name = "tls.key",
+     .field = FIELD(tls.key),
+     .help = "PEM file with the certificate's private key, without a passphrase.",
+     .form = "a path"},
+    {.name = "tls.client_ca",
+     .field = FIELD(tls.client_ca),
+     .help = "PEM file with the certificates that client certificates must be signed by (mTLS).",
+     .form = "a path"},
+    {.name = "tls.client_certificates",
+     .field = FIELD(tls.client_certificates),
+     .help = "Whether clients must show a certificate, or only show a good one if they show one. "
+             "Both need tls.client_ca.",
+     .choices = "none|optional|required"},
+    {.name = "tls.reload_seconds",
+     .field = FIELD(tls.reload_seconds),
+     .help = "How often to look whether the files have changed. New connections get the new ones; "
+             "wrong ones are logged, and the old ones stay.",
+     .max = kDay,
+     .above_min = true},
+
+    {.name = "auth.token_file",
+     .field = FIELD(auth.token_file),
+     .help = "File with a line `name:sha256` for each bearer token, as `ferrite token` prints it. "
+             "Empty: no token is needed.",
+     .form = "a path"},
+    {.name = "auth.reload_seconds",
+     .field = FIELD(auth.reload_seconds),
+     .help = "How often to look whether the file has changed. A wrong one is logged, and the old "
+             "tokens stay.",
+     .max = kDay,
+     .above_min = true},
+
+    {.name = "limits.max_prompt_tokens",
+     .field = FIELD(limits.max_prompt_tokens),
+     .help = "The longest prompt; a longer one is refused with INVALID_ARGUMENT. 0: what the "
+             "context allows."},
+    {.name = "limits.max_new_tokens",
+     .field = FIELD(limits.max_new_tokens),
+     .help = "The most tokens that a request may ask for; one that asks for more is refused with "
+             "INVALID_ARGUMENT. 0: what the context allows."},
 
     {.name = "model.path",
      .field = FIELD(model.path),

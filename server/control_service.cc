@@ -9,7 +9,7 @@ grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerCont
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
   return AnswerUnary<v1::GetServerInfoRequest, v1::GetServerInfoResponse>(
-      call, *request, response,
+      *authenticator_, call, *request, response,
       [this](const v1::GetServerInfoRequest&, v1::GetServerInfoResponse* answer) {
         FillServerInfo(answer);
         return absl::OkStatus();
@@ -25,15 +25,16 @@ grpc::ServerUnaryReactor* ControlService::GetModelInfo(grpc::CallbackServerConte
     FillModelInfo(answer);
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>(call, *request, response,
-                                                                        serve);
+  return AnswerUnary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>(*authenticator_, call,
+                                                                        *request, response, serve);
 }
 
 grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* call,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
   return AnswerUnary<v1::GetLoadRequest, v1::GetLoadResponse>(
-      call, *request, response, [this](const v1::GetLoadRequest&, v1::GetLoadResponse* answer) {
+      *authenticator_, call, *request, response,
+      [this](const v1::GetLoadRequest&, v1::GetLoadResponse* answer) {
         FillLoad(answer);
         return absl::OkStatus();
       });
@@ -43,7 +44,8 @@ grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* cal
                                                 const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response) {
   return AnswerUnary<v1::AbortRequest, v1::AbortResponse>(
-      call, *request, response, [this](const v1::AbortRequest& wire, v1::AbortResponse*) {
+      *authenticator_, call, *request, response,
+      [this](const v1::AbortRequest& wire, v1::AbortResponse*) {
         return engine_->Abort(wire.request_id());
       });
 }

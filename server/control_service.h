@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "ferrite/v1/control.grpc.pb.h"
+#include "server/authenticator.h"
 #include "server/generate_params.h"
 
 namespace ferrite {
@@ -15,9 +16,10 @@ using RawControlService = v1::Control::WithRawCallbackMethod_GetServerInfo<
 // Thread-safe. What it is given must outlive the gRPC server.
 class ControlService final : public RawControlService {
  public:
-  ControlService(RequestContext context, Engine* engine, int64_t max_message_bytes,
-                 Clock::time_point process_start)
-      : context_(context),
+  ControlService(const Authenticator* authenticator, RequestContext context, Engine* engine,
+                 int64_t max_message_bytes, Clock::time_point process_start)
+      : authenticator_(authenticator),
+        context_(context),
         engine_(engine),
         max_message_bytes_(max_message_bytes),
         process_start_(process_start) {}
@@ -44,6 +46,7 @@ class ControlService final : public RawControlService {
   void FillModelInfo(v1::GetModelInfoResponse* answer) const;
   void FillLoad(v1::GetLoadResponse* answer) const;
 
+  const Authenticator* const authenticator_;
   const RequestContext context_;
   Engine* const engine_;
   const int64_t max_message_bytes_;

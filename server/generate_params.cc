@@ -172,7 +172,29 @@ absl::Status ResolvePrompt(const v1::GenerateRequest& wire, const RequestContext
   return absl::OkStatus();
 }
 
-// With max_new_tokens unset, the configured default or what the context has left.
+// What the operator allows, whatever the context has room for.
+absl::Status CheckLimits(const v1::GenerateRequest& wire, const ServerConfig::Limits& limits,
+                         size_t prompt_tokens) {
+  const int32_t longest = limits.max_prompt_tokens;
+  if (longest > 0 && prompt_tokens > static_cast<size_t>(longest)) {
+    const bool is_text = wire.prompt_case() == v1::GenerateRequest::kText;
+    return absl::InvalidArgumentError(
+        absl::StrCat(is_text ? "text" : "token_ids", " gives a prompt of ", prompt_tokens,
+                     " tokens; this server's limit (limits.max_prompt_tokens) is ", longest));
+  }
+  const int32_t most = limits.max_new_tokens;
+  const v1::StoppingParams& stopping = wire.stopping();
+  const bool max_is_over = stopping.has_max_new_tokens() && stopping.max_new_tokens() > most;
+  if (most > 0 && (max_is_over || stopping.min_new_tokens() > most)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(max_is_over ? "stopping.max_new_tokens is " : "stopping.min_new_tokens is ",
+                     max_is_over ? stopping.max_new_tokens() : stopping.min_new_tokens(),
+                     "; this server's limit (limits.max_new_tokens) is ", most));
+  }
+  return absl::OkStatus();
+}
+
+// With max_new_tokens unset, the configured default or limit, or what the context has left.
 absl::Status ResolveLength(const v1::StoppingParams& wire, const RequestContext& context,
                            GenerateRequest* request) {
   const auto prompt_tokens = static_cast<int64_t>(request->prompt.size());
@@ -193,8 +215,9 @@ absl::Status ResolveLength(const v1::StoppingParams& wire, const RequestContext&
     request->max_new_tokens = wire.max_new_tokens();
     return absl::OkStatus();
   }
-  const int64_t preferred =
-      context.defaults.max_new_tokens > 0 ? context.defaults.max_new_tokens : most;
+  int64_t preferred = most;
+  if (context.limits.max_new_tokens > 0) preferred = context.limits.max_new_tokens;
+  if (context.defaults.max_new_tokens > 0) preferred = context.defaults.max_new_tokens;
   request->max_new_tokens =
       static_cast<int32_t>(std::min(most, std::max<int64_t>(preferred, wire.min_new_tokens())));
   if (wire.min_new_tokens() > request->max_new_tokens) {
@@ -237,6 +260,7 @@ absl::StatusOr<GenerateRequest> ResolveGenerateRequest(const v1::GenerateRequest
   RETURN_IF_ERROR(ResolveSampling(wire.sampling(), context, &request.sampling));
   RETURN_IF_ERROR(ResolveStopping(wire.stopping(), context, &request));
   RETURN_IF_ERROR(ResolvePrompt(wire, context, &request.prompt));
+  RETURN_IF_ERROR(CheckLimits(wire, context.limits, request.prompt.size()));
   RETURN_IF_ERROR(ResolveLength(wire.stopping(), context, &request));
   return request;
 }

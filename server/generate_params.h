@@ -18,6 +18,7 @@ struct RequestContext {
   const ServedModel* model;
   const Engine* engine;
   ServerConfig::Defaults defaults;
+  ServerConfig::Limits limits;
 };
 
 // NotFound unless `model` is unset, empty or the served name.

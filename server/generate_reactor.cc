@@ -20,8 +20,8 @@ Clock::time_point EngineDeadline(const grpc::CallbackServerContext& call) {
   return Clock::now() + left;
 }
 
-// Parses, resolves and submits. `info` is filled before the request is submitted, since output may
-// come at once.
+// Parses, resolves and submits what has been admitted. `info` is filled before the request is
+// submitted, since output may come at once.
 absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackServerContext& call,
                            const grpc::ByteBuffer& bytes, std::shared_ptr<TokenStream> stream,
                            v1::PromptInfo* info) {
@@ -100,6 +100,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(
 }
 
 absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
+  ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   auto stream = std::make_shared<TokenStream>(TokenStream::Mode::kEveryOutput);
   stream->SetListener(self_);
   stream_ = stream;
@@ -116,6 +117,10 @@ void GenerateStreamReactor::MaybeWrite() {
   {
     MutexLock lock(&mutex_);
     action = NextAction();
+  }
+  // Before the client can know: its next request must find the place free.
+  if (action == Action::kWriteAndFinish || action == Action::kFinish) {
+    permit_.reset();
   }
   // Outside the mutex: gRPC may run OnDone, on another thread, before these return.
   switch (action) {
@@ -224,14 +229,21 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
 }
 
 absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
+  ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   stream_ = std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly);
   stream_->SetListener(self_);
   return SubmitRequest(context_, *call_, bytes, stream_, &info_);
 }
 
 bool GenerateUnaryReactor::ClaimFinish() {
-  MutexLock lock(&mutex_);
-  return !std::exchange(finish_called_, true);
+  {
+    MutexLock lock(&mutex_);
+    if (std::exchange(finish_called_, true)) {
+      return false;
+    }
+  }
+  permit_.reset();  // before the client can know: its next request must find the place free
+  return true;
 }
 
 void GenerateUnaryReactor::OnOutput() {
@@ -253,7 +265,9 @@ void GenerateUnaryReactor::OnOutput() {
 }
 
 void GenerateUnaryReactor::OnCancel() {
-  stream_->Cancel();
+  if (stream_ != nullptr) {
+    stream_->Cancel();
+  }
   if (ClaimFinish()) {
     Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));
   }

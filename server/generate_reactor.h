@@ -5,18 +5,21 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "engine/engine.h"
 #include "engine/mutex.h"
 #include "engine/token_stream.h"
 #include "ferrite/v1/inference.pb.h"
+#include "server/authenticator.h"
 #include "server/generate_params.h"
 
 namespace ferrite {
 
 // What the reactors of a service share.
 struct GenerateContext {
+  const Authenticator* authenticator;
   RequestContext request;
   Engine* engine;
   std::atomic<int32_t>* active_calls;  // reactors that have not reached OnDone
@@ -49,7 +52,7 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   std::shared_ptr<GenerateStreamReactor> self_;
-  std::shared_ptr<TokenStream> stream_;  // null if the request was refused
+  std::shared_ptr<TokenStream> stream_;  // null if the call was not admitted
 
   Mutex mutex_;
   absl::Status refused_ ABSL_GUARDED_BY(mutex_);
@@ -62,6 +65,7 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   v1::GenerateStreamResponse message_ ABSL_GUARDED_BY(mutex_);
   grpc::ByteBuffer bytes_;     // of the write in flight; whoever set write_in_flight_ owns it
   absl::Status final_status_;  // likewise of finish_called_
+  std::optional<CallPermit> permit_;  // likewise, once it is set
 };
 
 // Answers once, when the request has ended.
@@ -87,8 +91,9 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
   std::shared_ptr<GenerateUnaryReactor> self_;
-  std::shared_ptr<TokenStream> stream_;  // null if the request was refused
+  std::shared_ptr<TokenStream> stream_;  // null if the call was not admitted
   v1::PromptInfo info_;                  // set before the request is submitted
+  std::optional<CallPermit> permit_;     // likewise; whoever sets finish_called_ then owns it
 
   Mutex mutex_;
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;

@@ -20,7 +20,7 @@ grpc::ServerUnaryReactor* InferenceService::Embed(grpc::CallbackServerContext* c
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
   return AnswerUnary<v1::EmbedRequest, v1::EmbedResponse>(
-      call, *request, response, [](const v1::EmbedRequest&, v1::EmbedResponse*) {
+      *authenticator_, call, *request, response, [](const v1::EmbedRequest&, v1::EmbedResponse*) {
         return absl::UnimplementedError("Embed is not served by this build");
       });
 }
@@ -40,7 +40,8 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
     }
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(call, *request, response, serve);
+  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(*authenticator_, call, *request,
+                                                                response, serve);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* call,
@@ -54,8 +55,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
     ASSIGN_OR_RETURN(*answer->mutable_text(), context_.model->tokenizer->Decode(ids, skip_special));
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(call, *request, response,
-                                                                    serve);
+  return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(*authenticator_, call, *request,
+                                                                    response, serve);
 }
 
 }  // namespace ferrite

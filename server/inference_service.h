@@ -15,8 +15,10 @@ using RawInferenceService = v1::Inference::WithRawCallbackMethod_Generate<
 // Thread-safe. What it is given must outlive the gRPC server.
 class InferenceService final : public RawInferenceService {
  public:
-  InferenceService(RequestContext context, Engine* engine)
-      : context_(context), generate_{context, engine, &active_calls_} {}
+  InferenceService(const Authenticator* authenticator, RequestContext context, Engine* engine)
+      : authenticator_(authenticator),
+        context_(context),
+        generate_{authenticator, context, engine, &active_calls_} {}
 
   // Generate calls whose last byte has not been handed to the client's connection.
   int32_t active_calls() const { return active_calls_.load(); }
@@ -37,6 +39,7 @@ class InferenceService final : public RawInferenceService {
                                        grpc::ByteBuffer* response) override;
 
  private:
+  const Authenticator* const authenticator_;
   const RequestContext context_;
   std::atomic<int32_t> active_calls_{0};
   const GenerateContext generate_;

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/checkpoint.h"
 #include "engine/status_macros.h"
 #include "engine/thread_name.h"
 #include "server/backend_factory.h"
+#include "server/read_file.h"
 
 namespace ferrite {
 namespace {
@@ -33,6 +35,24 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   return options;
 }
 
+// What Secure reads again, looked at before the model is loaded, which can take minutes.
+absl::Status CheckSecurityFiles(const ServerConfig& config) {
+  if (config.tls.enabled()) {
+    RETURN_IF_ERROR(ReadTlsFiles(config.tls).status());
+  }
+  if (const std::string& path = config.auth.token_file; !path.empty()) {
+    ASSIGN_OR_RETURN(const std::string text, ReadConfiguredFile("auth.token_file", path));
+    RETURN_IF_ERROR(ParseTokenFile(path, text).status());
+  }
+  return absl::OkStatus();
+}
+
+// Whether what is sent to this address stays on the machine.
+bool IsLocal(const std::string& listen) {
+  return absl::StartsWith(listen, "unix:") || absl::StartsWith(listen, "127.") ||
+         absl::StartsWith(listen, "localhost:") || absl::StartsWith(listen, "[::1]:");
+}
+
 std::string CannotListen(const std::string& address) {
   return absl::StrCat("server.listen is '", address,
                       "'; the server cannot listen there: the address is in use or not one of "
@@ -44,6 +64,7 @@ std::string CannotListen(const std::string& address) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Create(const ServerConfig& config,
                                                        const Logger* logger,
                                                        Clock::time_point process_start) {
+  RETURN_IF_ERROR(CheckSecurityFiles(config));
   const std::string& path = config.model.path;
   ASSIGN_OR_RETURN(ServedModel model, LoadServedModel(path, config.model.served_name()));
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(path));
@@ -59,6 +80,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
   ASSIGN_OR_RETURN(
       server->engine_,
       Engine::Create(ToEngineOptions(config), server->model_.tokenizer.get(), std::move(backends)));
+  RETURN_IF_ERROR(server->Secure());
   RETURN_IF_ERROR(server->Listen(process_start));
   return server;
 }
@@ -66,10 +88,23 @@ absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
 Server::Server(const ServerConfig& config, ServedModel model, const Logger* logger)
     : config_(config), model_(std::move(model)), logger_(logger) {}
 
+absl::Status Server::Secure() {
+  if (config_.tls.enabled()) {
+    ASSIGN_OR_RETURN(tls_, TlsCredentials::Create(config_.tls, logger_));
+  } else if (!config_.auth.token_file.empty() && !IsLocal(config_.server.listen)) {
+    logger_->Log(
+        LogLevel::kWarning, "tokens_in_plain_text",
+        {{"listen", config_.server.listen},
+         {"message", "whoever sees the traffic can take the tokens: set tls.certificate"}});
+  }
+  ASSIGN_OR_RETURN(authenticator_, Authenticator::Create(config_.auth, logger_));
+  return absl::OkStatus();
+}
+
 absl::Status Server::Listen(Clock::time_point process_start) {
-  const RequestContext context{&model_, engine_.get(), config_.defaults};
-  inference_ = std::make_unique<InferenceService>(context, engine_.get());
-  control_ = std::make_unique<ControlService>(context, engine_.get(),
+  const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
+  inference_ = std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get());
+  control_ = std::make_unique<ControlService>(authenticator_.get(), context, engine_.get(),
                                               config_.server.max_message_bytes, process_start);
 
   // Both are process-wide switches of gRPC; they act on servers built afterwards.
@@ -82,7 +117,9 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(config_.server.max_message_bytes);
   builder.SetMaxSendMessageSize(-1);
-  builder.AddListeningPort(config_.server.listen, grpc::InsecureServerCredentials(), &port_);
+  builder.AddListeningPort(config_.server.listen,
+                           tls_ != nullptr ? tls_->port() : grpc::InsecureServerCredentials(),
+                           &port_);
   builder.RegisterService(inference_.get());
   builder.RegisterService(control_.get());
   grpc_ = builder.BuildAndStart();

@@ -13,11 +13,13 @@
 #include "absl/status/statusor.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
+#include "server/authenticator.h"
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/inference_service.h"
 #include "server/log.h"
 #include "server/served_model.h"
+#include "server/tls_credentials.h"
 
 namespace ferrite {
 
@@ -52,6 +54,7 @@ class Server {
 
  private:
   Server(const ServerConfig& config, ServedModel model, const Logger* logger);
+  absl::Status Secure();
   absl::Status Listen(Clock::time_point process_start);
   void SetHealth(const char* service, bool serving);
   void WatchHealth();
@@ -62,6 +65,8 @@ class Server {
   const ServedModel model_;
   const Logger* const logger_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<TlsCredentials> tls_;  // null: plain text
+  std::unique_ptr<Authenticator> authenticator_;
   std::unique_ptr<InferenceService> inference_;
   std::unique_ptr<ControlService> control_;
   std::unique_ptr<grpc::Server> grpc_;  // after what its handlers use

@@ -3,20 +3,25 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "server/authenticator.h"
 #include "server/status_mapping.h"
 #include "server/wire.h"
 
 namespace ferrite {
 
-// Parses a Request, calls `serve(const Request&, Response*)`, which returns an absl::Status, and
-// finishes the call with what came of it.
+// Asks `authenticator`, parses a Request, calls `serve(const Request&, Response*)`, which returns
+// an absl::Status, and finishes the call with what came of it.
 template <typename Request, typename Response, typename Serve>
-grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* call,
+grpc::ServerUnaryReactor* AnswerUnary(const Authenticator& authenticator,
+                                      grpc::CallbackServerContext* call,
                                       const grpc::ByteBuffer& request_bytes,
                                       grpc::ByteBuffer* response_bytes, Serve&& serve) {
   Request request;
   Response response;
-  absl::Status status = ParseMessage(request_bytes, &request);
+  absl::Status status = authenticator.Admit(*call, CallCost::kShort).status();
+  if (status.ok()) {
+    status = ParseMessage(request_bytes, &request);
+  }
   if (status.ok()) {
     status = serve(request, &response);
   }

@@ -68,6 +68,10 @@ TEST(ConfigTest, ReadsEveryKey) {
   const auto config = Read(R"(
 server: {listen: "[::1]:0", max_message_bytes: 1024, reflection: false,
          drain_grace_seconds: 0.5, drain_timeout_seconds: 0}
+tls: {certificate: a.crt, key: a.key, client_ca: ca.crt, client_certificates: optional,
+      reload_seconds: 0.5}
+auth: {token_file: tokens, reload_seconds: 2}
+limits: {max_prompt_tokens: 9, max_new_tokens: 17}
 model: {path: /models/other, name: served}
 backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75}
 workers:
@@ -82,6 +86,9 @@ log: {format: json, level: debug}
   ASSERT_TRUE(config.ok()) << config.status();
   ServerConfig expected;
   expected.server = {"[::1]:0", 1024, false, 0.5, 0};
+  expected.tls = {"a.crt", "a.key", "ca.crt", "optional", 0.5};
+  expected.auth = {"tokens", 2};
+  expected.limits = {9, 17};
   expected.model = {"/models/other", "served"};
   expected.backend = {"cpu", "bf16", 3, 0.75};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
@@ -90,6 +97,29 @@ log: {format: json, level: debug}
   expected.defaults = {0, 40, 0.9, 0.05, 17};
   expected.log = {"json", "debug"};
   EXPECT_EQ(*config, expected);
+}
+
+TEST(ConfigTest, HalfOfTlsIsAContradiction) {
+  EXPECT_EQ(
+      Problems("tls: {certificate: a}\n"),
+      "server.yaml:1 and defaults: tls.certificate is 'a' and tls.key is empty; it is needed");
+  EXPECT_THAT(Problems("tls: {key: a}\n"), HasSubstr("tls.certificate is empty; it is needed"));
+  EXPECT_THAT(Problems("tls: {client_ca: a, client_certificates: required}\n"),
+              HasSubstr("tls.client_ca is 'a' and tls.certificate is empty"));
+  EXPECT_THAT(Problems("tls: {certificate: a, key: b, client_certificates: required}\n"),
+              HasSubstr("tls.client_certificates is 'required' and tls.client_ca is empty"));
+  EXPECT_THAT(Problems("tls: {certificate: a, key: b, client_ca: c}\n"),
+              HasSubstr("tls.client_ca is 'c' and tls.client_certificates is none"));
+  EXPECT_EQ(
+      Problems("tls: {certificate: a, key: b, client_ca: c, client_certificates: optional}\n"), "");
+}
+
+TEST(ConfigTest, TheDefaultOutputMustBeWithinTheLimit) {
+  EXPECT_EQ(Problems("limits: {max_new_tokens: 5}\ndefaults: {max_new_tokens: 6}\n"),
+            "server.yaml:2 and server.yaml:1: defaults.max_new_tokens is 6, more than "
+            "limits.max_new_tokens, which is 5");
+  EXPECT_EQ(Problems("limits: {max_new_tokens: 6}\ndefaults: {max_new_tokens: 6}\n"), "");
+  EXPECT_EQ(Problems("defaults: {max_new_tokens: 6}\n"), "");
 }
 
 TEST(ConfigTest, UnknownKeysAreNamedWithTheLikeliestOne) {
