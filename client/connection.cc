@@ -3,16 +3,43 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
+#include <grpcpp/support/client_interceptor.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace ferrite {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
+// Sends the token with every call of a channel. gRPC's own call credentials refuse to do so without
+// TLS, which a Unix socket or the loopback does not need.
+class TokenSender final : public grpc::experimental::Interceptor,
+                          public grpc::experimental::ClientInterceptorFactoryInterface {
+ public:
+  explicit TokenSender(std::string authorization) : authorization_(std::move(authorization)) {}
+
+  grpc::experimental::Interceptor* CreateClientInterceptor(
+      grpc::experimental::ClientRpcInfo* /*call*/) override {
+    return new TokenSender(authorization_);  // gRPC deletes it with the call
+  }
+
+  void Intercept(grpc::experimental::InterceptorBatchMethods* batch) override {
+    using grpc::experimental::InterceptionHookPoints;
+    if (batch->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_INITIAL_METADATA)) {
+      batch->GetSendInitialMetadata()->emplace("authorization", authorization_);
+    }
+    batch->Proceed();
+  }
+
+ private:
+  const std::string authorization_;
+};
+
+std::shared_ptr<grpc::Channel> MakeChannel(const ConnectionOptions& options) {
   grpc::ChannelArguments arguments;
   // The server bounds what it sends; a second bound here would only fail long answers.
   arguments.SetMaxReceiveMessageSize(-1);
@@ -23,7 +50,14 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // else equal channels share a socket
-  return grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
+  std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
+  if (!options.token.empty()) {
+    interceptors.push_back(std::make_unique<TokenSender>("Bearer " + options.token));
+  }
+  return grpc::experimental::CreateCustomChannelWithInterceptors(
+      options.server, options.tls != nullptr ? options.tls : grpc::InsecureChannelCredentials(),
+      arguments, std::move(interceptors));
 }
 
 }  // namespace
@@ -35,11 +69,9 @@ void SetTimeout(double seconds, grpc::ClientContext* context) {
 }
 
 Connection::Connection(const ConnectionOptions& options)
-    : options_(options), channel_(MakeChannel(options.server)) {}
+    : options_(options), channel_(MakeChannel(options)) {}
 
-std::shared_ptr<grpc::Channel> Connection::NewChannel() const {
-  return MakeChannel(options_.server);
-}
+std::shared_ptr<grpc::Channel> Connection::NewChannel() const { return MakeChannel(options_); }
 
 Call::Call(Connection* connection, double at_most_seconds) : connection_(connection) {
   const double seconds =

@@ -3,6 +3,7 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/security/credentials.h>
 
 #include <limits>
 #include <memory>
@@ -14,8 +15,11 @@
 namespace ferrite {
 
 struct ConnectionOptions {
-  std::string server = "localhost:50051";  // host:port or unix:/path
-  std::optional<double> timeout_seconds;   // of each call; unset: none
+  std::string server = "localhost:50051";         // host:port or unix:/path
+  std::optional<double> timeout_seconds;          // of each call; unset: none
+  std::shared_ptr<grpc::ChannelCredentials> tls;  // null: plain text
+  std::string server_name;                        // that the certificate must have; empty: server's
+  std::string token;                              // sent with every call; empty: none
 };
 
 // Ends the call with DEADLINE_EXCEEDED after so long; infinity leaves it without a deadline.

@@ -1,4 +1,4 @@
-// `ferrite`: generate, tokenize, detokenize, info, health, abort and bench from a terminal.
+// `ferrite`: generate, tokenize, detokenize, info, health, abort, bench and token from a terminal.
 #include <unistd.h>
 
 #include <iostream>
