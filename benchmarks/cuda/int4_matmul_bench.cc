@@ -8,11 +8,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "benchmarks/cuda/time_graph.h"
 #include "cuda/cuda_status.h"
 #include "cuda/kernels/fill_random.h"
 #include "engine/status_macros.h"
@@ -23,7 +23,6 @@ namespace {
 constexpr size_t kWeightBytes = size_t{3} << 30;  // of either kind
 constexpr size_t kActivationBytes = size_t{64} << 20;
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
-constexpr int kReplays = 15;
 constexpr int32_t kGroupSize = 128;
 constexpr int32_t kMaxInputs = 14336;
 constexpr int32_t kMaxOutputs = 28672;
@@ -50,7 +49,6 @@ class Bench {
 
  private:
   // Median microseconds of a replay of what `enqueue` puts on the stream.
-  absl::StatusOr<double> TimeGraph(const std::function<absl::Status()>& enqueue);
 
   cudaStream_t stream_ = nullptr;
   cublasHandle_t cublas_ = nullptr;
@@ -89,40 +87,11 @@ absl::Status Bench::Init(int32_t max_rows) {
   return CudaStatus(cudaDeviceSynchronize(), "filling buffers");
 }
 
-absl::StatusOr<double> Bench::TimeGraph(const std::function<absl::Status()>& enqueue) {
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  RETURN_IF_ERROR(enqueue());  // whatever loads lazily does so now
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-  RETURN_IF_ERROR(enqueue());
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamEndCapture(stream_, &graph));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
-  std::vector<float> milliseconds(kReplays);
-  for (int i = -3; i < kReplays; ++i) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(begin, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphLaunch(executable, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(end, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(end));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&milliseconds[std::max(i, 0)], begin, end));
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + kReplays / 2, milliseconds.end());
-  return 1e3 * milliseconds[kReplays / 2];
-}
-
 absl::StatusOr<double> Bench::TimeInt4(const Product& product, int32_t rows) {
   const size_t bytes = static_cast<size_t>(product.Values() / 2);
   const int copies = product.Copies(static_cast<double>(bytes));
   ASSIGN_OR_RETURN(
-      const double microseconds, TimeGraph([&]() -> absl::Status {
+      const double microseconds, TimeGraph(stream_, [&]() -> absl::Status {
         for (int i = 0; i < copies; ++i) {
           FERRITE_RETURN_IF_CUDA_ERROR(Int4Matmul(
               {.type = GpuType::kFp16,
@@ -149,7 +118,7 @@ absl::StatusOr<double> Bench::TimeCublas(const Product& product, int32_t rows) {
   const float one = 1;
   const float zero = 0;
   ASSIGN_OR_RETURN(
-      const double microseconds, TimeGraph([&]() -> absl::Status {
+      const double microseconds, TimeGraph(stream_, [&]() -> absl::Status {
         for (int i = 0; i < copies; ++i) {
           FERRITE_RETURN_IF_CUBLAS_ERROR(cublasGemmEx(
               cublas_, CUBLAS_OP_T, CUBLAS_OP_N, product.outputs, rows, product.inputs, &one,

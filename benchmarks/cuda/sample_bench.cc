@@ -2,9 +2,7 @@
 // object. The logits are random; where they fit the L2 they lie there, as behind the head's
 // product.
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "benchmarks/cuda/device_ceilings.h"
+#include "benchmarks/cuda/time_graph.h"
 #include "cuda/cuda_status.h"
 #include "cuda/device_buffer.h"
 #include "cuda/kernels/logprobs.h"
@@ -22,7 +21,6 @@ namespace ferrite {
 namespace {
 
 constexpr int kCalls = 20;  // a replay
-constexpr int kReplays = 11;
 
 struct Mode {
   const char* name;
@@ -57,7 +55,6 @@ class Bench {
   absl::StatusOr<double> TimeLogprobs(int32_t num_logprobs);
 
  private:
-  absl::StatusOr<double> TimeGraph(const std::function<absl::Status()>& enqueue);
   absl::Status SetParams(GpuSamplingParams params);
 
   int32_t rows_ = 0;
@@ -115,37 +112,6 @@ absl::Status Bench::Init(int32_t rows, int32_t vocab_size) {
       "cudaMemcpy");
 }
 
-absl::StatusOr<double> Bench::TimeGraph(const std::function<absl::Status()>& enqueue) {
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  RETURN_IF_ERROR(enqueue());  // whatever loads lazily does so now
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < kCalls; ++i) {
-    RETURN_IF_ERROR(enqueue());
-  }
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamEndCapture(stream_, &graph));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
-  std::vector<float> milliseconds(kReplays);
-  for (int i = -3; i < kReplays; ++i) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(begin, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphLaunch(executable, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(end, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(end));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&milliseconds[std::max(i, 0)], begin, end));
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + kReplays / 2, milliseconds.end());
-  return 1e3 * milliseconds[kReplays / 2] / kCalls;
-}
-
 absl::Status Bench::SetParams(GpuSamplingParams params) {
   std::vector<GpuSamplingParams> all(rows_, params);
   for (int32_t row = 0; row < rows_; ++row) {
@@ -166,7 +132,9 @@ absl::StatusOr<double> Bench::TimeSampling(const Mode& mode) {
   arguments.output_indices = output_indices_.data();
   arguments.tokens = tokens_.data();
   arguments.workspace = workspace_.data();
-  return TimeGraph([&] { return CudaStatus(SampleTokens(arguments, stream_), "SampleTokens"); });
+  return TimeGraph(
+      stream_, [&] { return CudaStatus(SampleTokens(arguments, stream_), "SampleTokens"); },
+      kCalls);
 }
 
 absl::StatusOr<double> Bench::TimeLogprobs(int32_t num_logprobs) {
@@ -184,7 +152,8 @@ absl::StatusOr<double> Bench::TimeLogprobs(int32_t num_logprobs) {
   arguments.out = logprobs_.data();
   arguments.workspace = logprobs_workspace_.data();
   return TimeGraph(
-      [&] { return CudaStatus(ComputeLogprobs(arguments, stream_), "ComputeLogprobs"); });
+      stream_, [&] { return CudaStatus(ComputeLogprobs(arguments, stream_), "ComputeLogprobs"); },
+      kCalls);
 }
 
 absl::Status Run(int32_t vocab_size, const std::vector<int32_t>& rows_list) {

@@ -4,13 +4,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "benchmarks/cuda/device_ceilings.h"
+#include "benchmarks/cuda/time_graph.h"
 #include "cuda/cuda_status.h"
 #include "cuda/kernels/fill_random.h"
 #include "cuda/kernels/stream_int4.h"
@@ -24,7 +24,6 @@ using Epilogue = StreamMatmulArguments::Epilogue;
 constexpr size_t kTileBytes = size_t{4} << 30;
 constexpr size_t kScaleBytes = size_t{1} << 30;
 constexpr size_t kActivationBytes = size_t{64} << 20;
-constexpr int kReplays = 15;
 
 struct Model {
   const char* name;
@@ -89,7 +88,6 @@ class Bench {
 
  private:
   // Median microseconds of a replay of those products, in a graph.
-  absl::StatusOr<double> TimeGraph(const std::vector<Launch>& products);
   absl::Status Enqueue(const std::vector<Launch>& products);
   // Moves `offsets` past the product's weight.
   Launch Make(const Product& product, int32_t rows, bool norm, Offsets* offsets) const;
@@ -141,35 +139,6 @@ absl::Status Bench::Enqueue(const std::vector<Launch>& products) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<double> Bench::TimeGraph(const std::vector<Launch>& products) {
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  RETURN_IF_ERROR(Enqueue(products));  // whatever loads lazily does so now
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-  RETURN_IF_ERROR(Enqueue(products));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamEndCapture(stream_, &graph));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
-  std::vector<float> milliseconds(kReplays);
-  for (int i = -3; i < kReplays; ++i) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(begin, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphLaunch(executable, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(end, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(end));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&milliseconds[std::max(i, 0)], begin, end));
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + kReplays / 2, milliseconds.end());
-  return 1e3 * milliseconds[kReplays / 2];
-}
-
 Launch Bench::Make(const Product& product, int32_t rows, bool norm, Offsets* offsets) const {
   const bool adds = product.epilogue == Epilogue::kAdd;
   Launch launch;
@@ -204,7 +173,8 @@ absl::StatusOr<double> Bench::TimeProduct(const Product& product, int32_t rows, 
   for (int i = 0; i < copies; ++i) {
     products.push_back(Make(product, rows, norm, &offsets));
   }
-  ASSIGN_OR_RETURN(const double microseconds, TimeGraph(products));
+  ASSIGN_OR_RETURN(const double microseconds,
+                   TimeGraph(stream_, [&] { return Enqueue(products); }));
   return microseconds / copies;
 }
 
@@ -216,7 +186,7 @@ absl::StatusOr<double> Bench::TimeChain(const Model& model, int32_t rows, bool n
       products.push_back(Make(product, rows, norm && product.norm, &offsets));
     }
   }
-  return TimeGraph(products);
+  return TimeGraph(stream_, [&] { return Enqueue(products); });
 }
 
 absl::Status Run(const Options& options) {

@@ -6,13 +6,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "benchmarks/cuda/device_ceilings.h"
+#include "benchmarks/cuda/time_graph.h"
 #include "cuda/cuda_status.h"
 #include "cuda/kernels/fill_random.h"
 #include "cuda/kernels/stream_matmul.h"
@@ -26,7 +26,6 @@ using Epilogue = StreamMatmulArguments::Epilogue;
 constexpr size_t kWeightBytes = size_t{17} << 30;
 constexpr size_t kActivationBytes = size_t{64} << 20;
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
-constexpr int kReplays = 15;
 
 struct Model {
   const char* name;
@@ -74,7 +73,6 @@ class Bench {
 
  private:
   // Median microseconds of a replay of what `enqueue` puts on the stream.
-  absl::StatusOr<double> TimeGraph(const std::function<absl::Status()>& enqueue);
   StreamMatmulArguments Arguments(const Product& product, const char* weight, int32_t rows,
                                   bool norm) const;
   absl::Status Enqueue(const std::vector<StreamMatmulArguments>& products);
@@ -126,35 +124,6 @@ absl::Status Bench::Init() {
   return CudaStatus(cudaDeviceSynchronize(), "filling buffers");
 }
 
-absl::StatusOr<double> Bench::TimeGraph(const std::function<absl::Status()>& enqueue) {
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  RETURN_IF_ERROR(enqueue());  // whatever loads lazily does so now
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-  RETURN_IF_ERROR(enqueue());
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaStreamEndCapture(stream_, &graph));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
-  std::vector<float> milliseconds(kReplays);
-  for (int i = -3; i < kReplays; ++i) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(begin, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaGraphLaunch(executable, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventRecord(end, stream_));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(end));
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&milliseconds[std::max(i, 0)], begin, end));
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  std::nth_element(milliseconds.begin(), milliseconds.begin() + kReplays / 2, milliseconds.end());
-  return 1e3 * milliseconds[kReplays / 2];
-}
-
 StreamMatmulArguments Bench::Arguments(const Product& product, const char* weight, int32_t rows,
                                        bool norm) const {
   const bool adds = product.epilogue == Epilogue::kAdd;
@@ -185,7 +154,8 @@ absl::StatusOr<double> Bench::TimeProduct(const Product& product, int32_t rows, 
   for (int i = 0; i < Copies(product); ++i) {
     products.push_back(Arguments(product, Weight(product, i), rows, norm));
   }
-  ASSIGN_OR_RETURN(const double microseconds, TimeGraph([&] { return Enqueue(products); }));
+  ASSIGN_OR_RETURN(const double microseconds,
+                   TimeGraph(stream_, [&] { return Enqueue(products); }));
   return microseconds / products.size();
 }
 
@@ -194,7 +164,7 @@ absl::StatusOr<double> Bench::TimeCublas(const Product& product, int32_t rows) {
   const float one = 1;
   const float zero = 0;
   ASSIGN_OR_RETURN(
-      const double microseconds, TimeGraph([&]() -> absl::Status {
+      const double microseconds, TimeGraph(stream_, [&]() -> absl::Status {
         for (int i = 0; i < copies; ++i) {
           FERRITE_RETURN_IF_CUBLAS_ERROR(cublasGemmEx(
               cublas_, CUBLAS_OP_T, CUBLAS_OP_N, product.outputs, rows, product.inputs, &one,
@@ -216,7 +186,7 @@ absl::StatusOr<double> Bench::TimeChain(const Model& model, int32_t rows, bool n
     }
   }
   products.push_back(Arguments(Head(model), weight, rows, norm));
-  return TimeGraph([&] { return Enqueue(products); });
+  return TimeGraph(stream_, [&] { return Enqueue(products); });
 }
 
 double ChainBytes(const Model& model) {
