@@ -200,6 +200,21 @@ TEST_F(TlsTest, AWrongFileEndsTheStart) {
   EXPECT_THAT(server.err(), HasSubstr("is not the key of the first certificate"));
 }
 
+TEST_F(TlsTest, TheLogSaysWhatBecameOfTheFiles) {
+  Install(ca_.Issue("server.test", true, -10, -1));
+  Process server({kServer, kModel, "--server.listen=127.0.0.1:0", "--tls.reload_seconds=0.02",
+                  "--tls.certificate=" + config_.tls.certificate, "--tls.key=" + config_.tls.key});
+  server.AwaitPort();
+  EXPECT_THAT(server.err(), HasSubstr("WARNING tls_loaded"));
+  EXPECT_THAT(server.err(), HasSubstr("valid_now=false"));
+  ReplaceFile(config_.tls.key, "hello");
+  EXPECT_TRUE(server.Logs("ERROR tls_refused")) << server.err();
+  EXPECT_TRUE(server.Logs("holds no PEM private key")) << server.err();
+  Install(ca_.Issue("renewed.test"));
+  EXPECT_TRUE(server.Logs("INFO tls_loaded")) << server.err();
+  EXPECT_TRUE(server.Logs("CN=renewed.test")) << server.err();
+}
+
 // The client program's exit code.
 int RunFerrite(const std::vector<std::string>& arguments, std::string* out = nullptr) {
   std::vector<std::string> all = {kClient};
