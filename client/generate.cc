@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "client/exit_code.h"
 #include "client/input.h"
 #include "client/options.h"
@@ -133,6 +135,24 @@ void AddSamplingOptions(CLI::App* command, GenerateOptions* options) {
       ->group(group);
   AddOptional(command, "--min-p", &options->min_p, "Keep those of P times the likeliest's")
       ->group(group);
+  AddOptional(command, "--repetition-penalty", &options->repetition_penalty,
+              "Above 1: less of the tokens in prompt and output")
+      ->group(group);
+  AddOptional(command, "--frequency-penalty", &options->frequency_penalty,
+              "Off the logit of an output's token as often as it occurs")
+      ->group(group);
+  AddOptional(command, "--presence-penalty", &options->presence_penalty,
+              "Off the logit of an output's tokens")
+      ->group(group);
+  AddRepeated(command, "--logit-bias", &options->logit_biases,
+              "ID=BIAS: added to a token's logit; may be repeated")
+      ->group(group);
+  AddOptional(command, "--allowed-token-ids", &options->allowed_token_ids,
+              "Ids like 1,2,3: no other tokens")
+      ->group(group);
+  AddOptional(command, "--banned-token-ids", &options->banned_token_ids,
+              "Ids like 1,2,3: none of these tokens")
+      ->group(group);
   AddOptional(command, "--seed", &options->seed, "Makes the draw repeatable")->group(group);
 }
 
@@ -168,6 +188,47 @@ absl::Status FillPrompt(const GenerateOptions& options, const Console& console,
   if (!prompt.ok()) return prompt.status();
   request->set_text(*std::move(prompt));
   return absl::OkStatus();
+}
+
+absl::Status FillBiases(const std::vector<std::string>& biases, v1::SamplingParams* sampling) {
+  for (const std::string& text : biases) {
+    const std::vector<std::string> parts = absl::StrSplit(text, absl::MaxSplits('=', 1));
+    int32_t id = 0;
+    float bias = 0;
+    if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &id) ||
+        !absl::SimpleAtof(parts[1], &bias)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--logit-bias is '", text, "'; it must be ID=BIAS, like 42=-1.5"));
+    }
+    (*sampling->mutable_logit_bias())[id] = bias;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillTokenIds(const std::optional<std::string>& text,
+                          google::protobuf::RepeatedField<int32_t>* to) {
+  if (text.has_value()) {
+    const auto ids = ParseTokenIds(*text);
+    if (!ids.ok()) return ids.status();
+    to->Add(ids->begin(), ids->end());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillAdjustments(const GenerateOptions& options, v1::GenerateRequest* request) {
+  v1::SamplingParams sampling;
+  if (options.repetition_penalty) sampling.set_repetition_penalty(*options.repetition_penalty);
+  if (options.frequency_penalty) sampling.set_frequency_penalty(*options.frequency_penalty);
+  if (options.presence_penalty) sampling.set_presence_penalty(*options.presence_penalty);
+  absl::Status status = FillBiases(options.logit_biases, &sampling);
+  if (status.ok()) {
+    status = FillTokenIds(options.allowed_token_ids, sampling.mutable_allowed_token_ids());
+  }
+  if (status.ok()) {
+    status = FillTokenIds(options.banned_token_ids, sampling.mutable_banned_token_ids());
+  }
+  if (status.ok() && sampling.ByteSizeLong() > 0) request->mutable_sampling()->MergeFrom(sampling);
+  return status;
 }
 
 void FillSampling(const GenerateOptions& options, v1::GenerateRequest* request) {
@@ -227,6 +288,7 @@ absl::StatusOr<v1::GenerateRequest> MakeGenerateRequest(const GenerateOptions& o
   v1::GenerateRequest request;
   absl::Status status = FillPrompt(options, console, &request);
   if (status.ok()) status = FillStopping(options, &request);
+  if (status.ok()) status = FillAdjustments(options, &request);
   if (!status.ok()) return status;
   FillSampling(options, &request);
   if (options.model) request.set_model(*options.model);

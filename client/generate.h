@@ -28,6 +28,12 @@ struct GenerateOptions {
   std::optional<int32_t> top_k;
   std::optional<float> top_p;
   std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> frequency_penalty;
+  std::optional<float> presence_penalty;
+  std::vector<std::string> logit_biases;         // "ID=BIAS"
+  std::optional<std::string> allowed_token_ids;  // "1,2,3"
+  std::optional<std::string> banned_token_ids;
   std::optional<uint64_t> seed;
   std::vector<std::string> stop_strings;
   std::vector<std::string> stop_token_ids;

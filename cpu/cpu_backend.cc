@@ -87,7 +87,8 @@ absl::StatusOr<int32_t> ChooseNumBlocks(const CpuBackendOptions& options, const 
 
 }  // namespace
 
-CpuBackend::CpuBackend(const BackendInfo& info) : info_(info), slots_(info) {
+CpuBackend::CpuBackend(const BackendInfo& info)
+    : info_(info), slots_(info), counts_(info.max_sequences) {
   token_ids_.reserve(info.max_step_tokens);
   sampled_.reserve(info.max_sequences);
   num_logprobs_.reserve(info.max_sequences);
@@ -117,6 +118,7 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig
                          .max_step_tokens = options.max_step_tokens,
                          .max_sequence_length = max_sequence_length,
                          .vocab_size = config.vocab_size,
+                         .adjusts_logits = true,
                          .num_parameters = 0,
                          .pipeline_depth = 1};
   const ForwardOptions forward{.compute_type = type,
@@ -150,6 +152,11 @@ absl::Status CpuBackend::Launch(const Batch& batch) {
   }
   RETURN_IF_ERROR(slots_.Apply(batch));
   RETURN_IF_ERROR(slots_.Check(batch, static_cast<int32_t>(sampled_.size())));
+  for (const SlotAssignment& assignment : batch.slot_assignments) {
+    if (assignment.params->counts_tokens()) {
+      counts_[assignment.slot.value].Reset(assignment.tokens, assignment.num_prompt_tokens);
+    }
+  }
   ResolveInputs(batch);
   PrepareSamples(batch);
   if (!batch.empty()) {
@@ -207,16 +214,20 @@ void CpuBackend::Sample(const Batch& batch, std::span<float> logits) {
   const int64_t grain = (1 << 14) / info_.vocab_size + 1;
   pool_->ParallelFor(batch.num_samples(), grain, [&](int64_t begin, int64_t end, int32_t thread) {
     for (int64_t row = begin; row < end; ++row) {
-      SampleRow(row, slots_.params(batch.seq_slots[batch.sample_seqs[row]]),
-                batch.output_indices[row], logits.subspan(row * vocab_size, vocab_size),
-                &samplers_[thread]);
+      SampleRow(row, batch.seq_slots[batch.sample_seqs[row]], batch.output_indices[row],
+                logits.subspan(row * vocab_size, vocab_size), &samplers_[thread]);
     }
   });
 }
 
-void CpuBackend::SampleRow(int64_t row, const SamplingParams& params, int32_t output_index,
-                           std::span<float> logits, Sampler* sampler) {
-  sampled_[row] = sampler->Sample(logits, params, output_index);
+void CpuBackend::SampleRow(int64_t row, SeqSlot slot, int32_t output_index, std::span<float> logits,
+                           Sampler* sampler) {
+  const SamplingParams& params = slots_.params(slot);
+  TokenCounts& counts = counts_[slot.value];
+  sampled_[row] = sampler->Sample(logits, params, output_index, counts);
+  if (params.counts_tokens()) {
+    counts.AddOutput(sampled_[row]);
+  }
   if (num_logprobs_[row] >= 0) {
     logprobs_[row] = Sampler::Logprobs(logits, sampled_[row], Top(row));
   }

@@ -15,6 +15,7 @@
 #include "engine/model/model_config.h"
 #include "engine/sampler.h"
 #include "engine/slot_table.h"
+#include "engine/token_counts.h"
 
 namespace ferrite {
 
@@ -57,13 +58,14 @@ class CpuBackend : public Backend {
   void ResolveInputs(const Batch& batch);
   void PrepareSamples(const Batch& batch);
   void Sample(const Batch& batch, std::span<float> logits);
-  void SampleRow(int64_t row, const SamplingParams& params, int32_t output_index,
-                 std::span<float> logits, Sampler* sampler);
+  void SampleRow(int64_t row, SeqSlot slot, int32_t output_index, std::span<float> logits,
+                 Sampler* sampler);
   // Where the row's likeliest tokens go.
   std::span<TokenLogprob> Top(int64_t row);
 
   BackendInfo info_;
   SlotTable slots_;
+  std::vector<TokenCounts> counts_;  // [max_sequences], of slots whose parameters want them
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<ForwardPass> forward_;
   std::vector<Sampler> samplers_;   // [num_threads]

@@ -14,6 +14,10 @@ namespace ferrite {
 struct SlotAssignment {
   SeqSlot slot;
   const SamplingParams* params;  // valid until Launch returns
+  // Those of the sequence so far, prompt first; valid until Launch returns. What is sampled for the
+  // slot from then on, the backend counts itself.
+  std::span<const TokenId> tokens = {};
+  int32_t num_prompt_tokens = 0;
 };
 
 // Entry `index` of a slot's block table has become `block`.

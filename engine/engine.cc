@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     const BackendInfo& info = backend->info();
     // Any worker must be able to serve any admitted request to its end.
     engine->max_end_token_ids_ = std::min(engine->max_end_token_ids_, info.max_end_token_ids);
+    engine->adjusts_logits_ = engine->adjusts_logits_ && info.adjusts_logits;
     const int64_t pool_tokens = int64_t{info.num_blocks} * info.block_size;
     engine->context_length_ = static_cast<int32_t>(
         std::min<int64_t>({engine->context_length_, info.max_sequence_length, pool_tokens}));
@@ -168,6 +169,12 @@ absl::Status Engine::Validate(const GenerateRequest& request) const {
         absl::StrCat("stopping.stop_token_ids and the model's end tokens are ", ends,
                      " ids together; the backend ", worker_info(0).device, " takes at most ",
                      max_end_token_ids_));
+  }
+  if (request.sampling.adjusts_logits() && !adjusts_logits_) {
+    return absl::UnimplementedError(
+        absl::StrCat("sampling's penalties, logit_bias, allowed_token_ids and banned_token_ids are "
+                     "not served by the backend ",
+                     worker_info(0).device));
   }
   if (request.deadline <= Clock::now()) {
     return absl::DeadlineExceededError("the request's deadline has passed already");

@@ -67,6 +67,8 @@ class Engine {
   const BackendInfo& worker_info(size_t worker) const { return workers_[worker]->info(); }
   size_t num_workers() const { return workers_.size(); }
   const EngineOptions& options() const { return options_; }
+  // Whether every worker does as SamplingParams::adjusts_logits() asks.
+  bool adjusts_logits() const { return adjusts_logits_; }
   // The most tokens that prompt and output may have together.
   int32_t context_length() const { return context_length_; }
 
@@ -87,6 +89,7 @@ class Engine {
   int32_t vocab_size_ = 0;
   int32_t block_size_ = 0;
   int32_t max_end_token_ids_ = 0;
+  bool adjusts_logits_ = true;
 
   struct InFlight {
     std::shared_ptr<TokenStream> stream;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/logit_adjuster.h"
 #include "engine/random.h"
 
 namespace ferrite {
@@ -71,8 +72,13 @@ Sampler::Sampler(int32_t vocab_size) : weights_(vocab_size) {
   candidates_.reserve(vocab_size);
 }
 
-TokenId Sampler::Sample(std::span<float> logits, const SamplingParams& params,
-                        int32_t output_index) {
+TokenId Sampler::Sample(std::span<float> logits, const SamplingParams& params, int32_t output_index,
+                        const TokenCounts& counts) {
+  if (params.adjusts_logits()) {
+    adjusted_.assign(logits.begin(), logits.end());
+    AdjustLogits(params, counts, adjusted_);
+    logits = adjusted_;
+  }
   if (output_index < params.min_new_tokens) {
     Bar(logits, params.end_token_ids);
   }

@@ -8,6 +8,11 @@
 
 namespace ferrite {
 
+struct LogitBias {
+  TokenId id = 0;
+  float bias = 0;
+};
+
 struct SamplingParams {
   static constexpr int32_t kMaxLogprobs = 20;
 
@@ -22,6 +27,23 @@ struct SamplingParams {
   // end tokens and the request's stop tokens) cannot be sampled.
   int32_t min_new_tokens = 0;
   std::vector<TokenId> end_token_ids = {};
+
+  // How logits are changed before anything else (logit_adjuster.h has the order). Penalties look at
+  // the tokens of the sequence so far: repetition at prompt and output, the others at the output.
+  float repetition_penalty = 1.0f;              // above 0; 1 changes nothing
+  float frequency_penalty = 0.0f;               // subtracted as often as the token occurs
+  float presence_penalty = 0.0f;                // subtracted if it occurs
+  std::vector<LogitBias> logit_bias = {};       // added; no id twice
+  std::vector<TokenId> allowed_token_ids = {};  // ascending; empty: all
+  std::vector<TokenId> banned_token_ids = {};   // ascending
+
+  bool counts_tokens() const {
+    return repetition_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f;
+  }
+  bool adjusts_logits() const {
+    return counts_tokens() || !logit_bias.empty() || !allowed_token_ids.empty() ||
+           !banned_token_ids.empty();
+  }
 
   // Which log-probabilities come with each token: -1 none; 0 its own; up to kMaxLogprobs, also
   // those of so many likeliest tokens.

@@ -171,7 +171,10 @@ void Scheduler::Admit(Clock::time_point now) {
     free_slots_.pop_back();
     running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),
                     sequence);
-    batch_->slot_assignments.push_back({state.slot, &sequence->request().sampling});
+    batch_->slot_assignments.push_back({.slot = state.slot,
+                                        .params = &sequence->request().sampling,
+                                        .tokens = sequence->tokens(),
+                                        .num_prompt_tokens = sequence->num_prompt_tokens()});
     PlanTokens(sequence, ReserveBlocks(sequence, std::min(TokensToCompute(*sequence), budget_)));
   }
 }

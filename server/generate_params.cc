@@ -1,7 +1,7 @@
 #include "server/generate_params.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cmath>
 #include <random>
 #include <string>
 #include <utility>
@@ -17,6 +17,7 @@ constexpr int kMostStopStrings = 16;
 constexpr int kMostStopTokens = 128;
 constexpr size_t kLongestStopString = 1024;  // bytes
 constexpr size_t kLongestRequestId = 256;    // bytes
+constexpr int kMostBiases = 1024;
 
 absl::Status NotServed(const char* field) {
   return absl::UnimplementedError(absl::StrCat(field, " is not served by this build"));
@@ -34,13 +35,6 @@ absl::Status CheckServedFields(const v1::GenerateRequest& wire) {
   if (wire.has_cache_prompt()) return NotServed("cache_prompt");
   if (wire.has_cache_salt()) return NotServed("cache_salt");
   if (wire.has_truncate_prompt()) return NotServed("truncate_prompt");
-  const v1::SamplingParams& sampling = wire.sampling();
-  if (sampling.has_presence_penalty()) return NotServed("sampling.presence_penalty");
-  if (sampling.has_frequency_penalty()) return NotServed("sampling.frequency_penalty");
-  if (sampling.has_repetition_penalty()) return NotServed("sampling.repetition_penalty");
-  if (sampling.logit_bias_size() > 0) return NotServed("sampling.logit_bias");
-  if (sampling.allowed_token_ids_size() > 0) return NotServed("sampling.allowed_token_ids");
-  if (sampling.banned_token_ids_size() > 0) return NotServed("sampling.banned_token_ids");
   const v1::OutputParams& output = wire.output();
   if (output.has_n()) return NotServed("output.n");
   if (output.has_logprobs()) return NotServed("output.logprobs");
@@ -49,6 +43,109 @@ absl::Status CheckServedFields(const v1::GenerateRequest& wire) {
   if (output.has_echo()) return NotServed("output.echo");
   if (output.has_skip_special_tokens()) return NotServed("output.skip_special_tokens");
   if (output.has_return_token_ids()) return NotServed("output.return_token_ids");
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenId(const std::string& field, int64_t id, int32_t vocab_size) {
+  if (id < 0 || id >= vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " is ", id, "; the vocabulary has ids 0 to ", vocab_size - 1));
+  }
+  return absl::OkStatus();
+}
+
+// In ascending order, each once.
+absl::StatusOr<std::vector<TokenId>> ResolveTokenIds(
+    const char* field, const google::protobuf::RepeatedField<int32_t>& wire, int32_t vocab_size) {
+  std::vector<TokenId> ids(wire.begin(), wire.end());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    RETURN_IF_ERROR(CheckTokenId(absl::StrCat(field, "[", i, "]"), ids[i], vocab_size));
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
+}
+
+// Comparisons are written so that a NaN is out of range.
+absl::Status ResolvePenalties(const v1::SamplingParams& wire, const RequestContext& context,
+                              SamplingParams* params) {
+  params->presence_penalty = wire.presence_penalty();
+  params->frequency_penalty = wire.frequency_penalty();
+  // Where the backend cannot, only a client that asks for a penalty is refused.
+  const float of_model = context.engine->adjusts_logits()
+                             ? context.model->generation.repetition_penalty.value_or(1.0f)
+                             : 1.0f;
+  params->repetition_penalty = wire.has_repetition_penalty() ? wire.repetition_penalty() : of_model;
+  if (!(std::abs(params->presence_penalty) <= 2.0f)) {
+    return OutOfRange("sampling.presence_penalty", params->presence_penalty, "from -2 to 2");
+  }
+  if (!(std::abs(params->frequency_penalty) <= 2.0f)) {
+    return OutOfRange("sampling.frequency_penalty", params->frequency_penalty, "from -2 to 2");
+  }
+  if (!(params->repetition_penalty > 0.0f && params->repetition_penalty <= 100.0f)) {
+    return OutOfRange("sampling.repetition_penalty", params->repetition_penalty,
+                      "above 0 and at most 100");
+  }
+  return absl::OkStatus();
+}
+
+// The tokens that are left must not all be end tokens while those are barred; `request` has its
+// end tokens and min_new_tokens.
+absl::Status CheckTokensAreLeft(const GenerateRequest& request, int32_t vocab_size) {
+  const SamplingParams& params = request.sampling;
+  const auto has = [](const std::vector<TokenId>& sorted, TokenId id) {
+    return std::binary_search(sorted.begin(), sorted.end(), id);
+  };
+  bool any = false;
+  bool any_but_ends = false;
+  const auto consider = [&](TokenId id) {
+    const bool left = !has(params.banned_token_ids, id);
+    any = any || left;
+    any_but_ends = any_but_ends || (left && !has(params.end_token_ids, id));
+  };
+  if (!params.allowed_token_ids.empty()) {
+    std::for_each(params.allowed_token_ids.begin(), params.allowed_token_ids.end(), consider);
+  } else {
+    for (TokenId id = 0; id < vocab_size && !any_but_ends; ++id) {
+      consider(id);
+    }
+  }
+  if (!any) {
+    return absl::InvalidArgumentError(
+        "sampling.allowed_token_ids and sampling.banned_token_ids leave no token to sample");
+  }
+  if (!any_but_ends && params.min_new_tokens > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.allowed_token_ids, sampling.banned_token_ids and "
+                     "stopping.stop_token_ids leave no "
+                     "token to sample while stopping.min_new_tokens, which is ",
+                     params.min_new_tokens, ", bars end tokens"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ResolveAdjustments(const v1::SamplingParams& wire, const RequestContext& context,
+                                SamplingParams* params) {
+  const int32_t vocab_size = context.model->config.vocab_size;
+  if (wire.logit_bias_size() > kMostBiases) {
+    return OutOfRange("the number of sampling.logit_bias", wire.logit_bias_size(), "at most 1024");
+  }
+  for (const auto& [id, bias] : wire.logit_bias()) {
+    const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
+    RETURN_IF_ERROR(CheckTokenId(absl::StrCat("the key of ", field), id, vocab_size));
+    if (!(std::abs(bias) <= 100.0f)) {
+      return OutOfRange(field.c_str(), bias, "from -100 to 100");
+    }
+    params->logit_bias.push_back({.id = id, .bias = bias});
+  }
+  // The order of a map on the wire is anybody's.
+  std::sort(params->logit_bias.begin(), params->logit_bias.end(),
+            [](const LogitBias& a, const LogitBias& b) { return a.id < b.id; });
+  ASSIGN_OR_RETURN(
+      params->allowed_token_ids,
+      ResolveTokenIds("sampling.allowed_token_ids", wire.allowed_token_ids(), vocab_size));
+  ASSIGN_OR_RETURN(params->banned_token_ids, ResolveTokenIds("sampling.banned_token_ids",
+                                                             wire.banned_token_ids(), vocab_size));
   return absl::OkStatus();
 }
 
@@ -78,6 +175,8 @@ absl::Status ResolveSampling(const v1::SamplingParams& wire, const RequestContex
   if (!(params->min_p >= 0.0f && params->min_p <= 1.0f)) {
     return OutOfRange("sampling.min_p", params->min_p, "from 0 to 1");
   }
+  RETURN_IF_ERROR(ResolvePenalties(wire, context, params));
+  RETURN_IF_ERROR(ResolveAdjustments(wire, context, params));
   if (wire.has_seed()) {
     params->seed = wire.seed();
   } else {
@@ -139,11 +238,7 @@ absl::Status ResolveStopping(const v1::StoppingParams& wire, const RequestContex
   std::sort(ends.begin(), ends.end());
   ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
   request->sampling.min_new_tokens = wire.min_new_tokens();
-  if (static_cast<int32_t>(ends.size()) >= config.vocab_size && wire.min_new_tokens() > 0) {
-    return absl::InvalidArgumentError(
-        "stopping.stop_token_ids and stopping.min_new_tokens leave no token to sample");
-  }
-  return absl::OkStatus();
+  return CheckTokensAreLeft(*request, config.vocab_size);
 }
 
 absl::Status ResolvePrompt(const v1::GenerateRequest& wire, const RequestContext& context,
@@ -274,6 +369,9 @@ v1::UsedParams UsedParams(const GenerateRequest& request) {
   used.set_seed(request.sampling.seed);
   used.set_max_new_tokens(request.max_new_tokens);
   used.set_min_new_tokens(request.sampling.min_new_tokens);
+  used.set_presence_penalty(request.sampling.presence_penalty);
+  used.set_frequency_penalty(request.sampling.frequency_penalty);
+  used.set_repetition_penalty(request.sampling.repetition_penalty);
   return used;
 }
 

@@ -29,6 +29,10 @@ absl::StatusOr<GenerationConfig> Parse(std::string_view text, const std::string&
   config.top_p = ToFloat(top_p);
   ASSIGN_OR_RETURN(const auto min_p, file.OptionalNumber("min_p", {0, 1}));
   config.min_p = ToFloat(min_p);
+  ASSIGN_OR_RETURN(
+      const auto repetition_penalty,
+      file.OptionalNumber("repetition_penalty", {.min = 0, .max = 100, .min_excluded = true}));
+  config.repetition_penalty = ToFloat(repetition_penalty);
   ASSIGN_OR_RETURN(config.eos_token_ids, file.IntOrList("eos_token_id", {0, INT32_MAX}));
   return config;
 }

@@ -18,6 +18,7 @@ struct GenerationConfig {
   std::optional<int32_t> top_k;
   std::optional<float> top_p;
   std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
   std::vector<TokenId> eos_token_ids;
 };
 

@@ -61,6 +61,16 @@ TEST_F(GenerateTest, EveryOptionReachesItsField) {
                                         "0.125",
                                         "--seed",
                                         "18446744073709551615",
+                                        "--repetition-penalty=1.5",
+                                        "--frequency-penalty",
+                                        "-0.5",
+                                        "--presence-penalty=0.25",
+                                        "--logit-bias",
+                                        "7=-1.5",
+                                        "--logit-bias=8=2",
+                                        "--allowed-token-ids=7,8,9",
+                                        "--banned-token-ids",
+                                        "9",
                                         "--stop",
                                         "{}",
                                         "--stop",
@@ -88,6 +98,13 @@ TEST_F(GenerateTest, EveryOptionReachesItsField) {
   expected.mutable_sampling()->set_top_p(0.25f);
   expected.mutable_sampling()->set_min_p(0.125f);
   expected.mutable_sampling()->set_seed(18446744073709551615u);
+  expected.mutable_sampling()->set_repetition_penalty(1.5f);
+  expected.mutable_sampling()->set_frequency_penalty(-0.5f);
+  expected.mutable_sampling()->set_presence_penalty(0.25f);
+  (*expected.mutable_sampling()->mutable_logit_bias())[7] = -1.5f;
+  (*expected.mutable_sampling()->mutable_logit_bias())[8] = 2;
+  for (const int id : {7, 8, 9}) expected.mutable_sampling()->add_allowed_token_ids(id);
+  expected.mutable_sampling()->add_banned_token_ids(9);
   expected.mutable_stopping()->set_max_new_tokens(7);
   expected.mutable_stopping()->set_min_new_tokens(2);
   for (const char* stop : {"{}", "", "[a,b]"}) expected.mutable_stopping()->add_stop_strings(stop);
@@ -150,6 +167,10 @@ TEST_F(GenerateTest, WrongUsageIsRefusedBeforeTheServerIsAsked) {
                                              {"--token-ids", "2147483648"},
                                              {"--token-ids", "1", "--echo-prompt"},
                                              {"x", "--stop-token-id", "a"},
+                                             {"x", "--logit-bias", "7"},
+                                             {"x", "--logit-bias", "a=1"},
+                                             {"x", "--logit-bias", "7=b"},
+                                             {"x", "--banned-token-ids", "a"},
                                              {"x", "--seed", "-1"},
                                              {"x", "--seed", ""},
                                              {"x", "--seed", "18446744073709551616"},

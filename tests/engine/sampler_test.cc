@@ -276,6 +276,27 @@ TEST(SamplerTest, LogprobsOfEqualAndExtremeLogits) {
   EXPECT_NE(top[0].id, top[1].id);
 }
 
+TEST(SamplerTest, AdjustsBeforeItChoosesAndLeavesLogitsAsTheyWere) {
+  const std::vector<float> row = {4, 3, 2, 1};
+  TokenCounts counts;
+  counts.Reset(std::vector<TokenId>{0}, 0);
+  Sampler sampler(4);
+  std::vector<float> logits = row;
+  EXPECT_EQ(sampler.Sample(logits, {.temperature = 0, .presence_penalty = 1.5f}, 0, counts), 1);
+  EXPECT_EQ(logits, row);
+  // Bars end tokens besides, and keeps top_k and the rest to what is left.
+  const SamplingParams params = {
+      .temperature = 0, .min_new_tokens = 1, .end_token_ids = {2}, .banned_token_ids = {0, 1}};
+  EXPECT_EQ(sampler.Sample(logits, params, 0), 3);
+  EXPECT_EQ(sampler.Sample(logits, params, 1), 2);
+  EXPECT_EQ(logits, row);
+  for (int i = 0; i < 200; ++i) {
+    const TokenId token = sampler.Sample(
+        logits, {.temperature = 10, .top_k = 2, .seed = 7, .banned_token_ids = {0}}, i);
+    EXPECT_TRUE(token == 1 || token == 2) << token;
+  }
+}
+
 TEST(SamplerTest, ExtremeRowsGiveAnAnswer) {
   for (const float temperature : {0.0f, 1.0f, 1e-38f, 1e30f}) {
     SCOPED_TRACE(temperature);

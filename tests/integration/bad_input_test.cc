@@ -156,6 +156,55 @@ TEST_F(BadInputTest, StoppingJustOutsideItsRange) {
   ExpectInvalid([](auto& r) { r.set_request_id(""); }, "request_id has 0 bytes");
 }
 
+TEST_F(BadInputTest, PenaltiesAndBiasesOutOfRange) {
+  ExpectInvalid([](auto& r) { r.mutable_sampling()->set_presence_penalty(2.5f); },
+                "sampling.presence_penalty is 2.5; it must be from -2 to 2");
+  ExpectInvalid([](auto& r) { r.mutable_sampling()->set_frequency_penalty(-3); },
+                "sampling.frequency_penalty is -3; it must be from -2 to 2");
+  ExpectInvalid([](auto& r) { r.mutable_sampling()->set_frequency_penalty(std::nanf("")); },
+                "sampling.frequency_penalty is nan");
+  ExpectInvalid([](auto& r) { r.mutable_sampling()->set_repetition_penalty(0); },
+                "sampling.repetition_penalty is 0; it must be above 0 and at most 100");
+  ExpectInvalid([](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[3] = 101; },
+                "sampling.logit_bias[3] is 101; it must be from -100 to 100");
+  ExpectInvalid([](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[512] = 1; },
+                "the key of sampling.logit_bias[512] is 512; the vocabulary has ids 0 to 511");
+  ExpectInvalid(
+      [](auto& r) {
+        for (int id = 0; id < 1025; ++id) {
+          (*r.mutable_sampling()->mutable_logit_bias())[id] = 1;
+        }
+      },
+      "the number of sampling.logit_bias is 1025; it must be at most 1024");
+  ExpectInvalid([](auto& r) { r.mutable_sampling()->add_allowed_token_ids(-1); },
+                "sampling.allowed_token_ids[0] is -1; the vocabulary has ids 0 to 511");
+  ExpectInvalid(
+      [](auto& r) {
+        r.mutable_sampling()->add_banned_token_ids(7);
+        r.mutable_sampling()->add_banned_token_ids(512);
+      },
+      "sampling.banned_token_ids[1] is 512");
+}
+
+TEST_F(BadInputTest, ListsThatLeaveNoToken) {
+  ExpectInvalid(
+      [](auto& r) {
+        r.mutable_sampling()->add_allowed_token_ids(300);
+        r.mutable_sampling()->add_banned_token_ids(300);
+      },
+      "sampling.allowed_token_ids and sampling.banned_token_ids leave no token to sample");
+  const Change only_the_end = [](auto& r) {
+    r.mutable_sampling()->add_allowed_token_ids(300);
+    r.mutable_stopping()->add_stop_token_ids(300);
+    r.mutable_stopping()->set_min_new_tokens(2);
+  };
+  ExpectInvalid(only_the_end, "stopping.min_new_tokens, which is 2, bars end tokens");
+  ExpectServed([&](auto& r) {
+    only_the_end(r);
+    r.mutable_sampling()->add_allowed_token_ids(301);
+  });
+}
+
 TEST_F(BadInputTest, FieldsThatContradictEachOther) {
   ExpectInvalid([](auto& r) { r.mutable_stopping()->set_min_new_tokens(11); },
                 "stopping.min_new_tokens is 11; it must be at most stopping.max_new_tokens, which "
@@ -184,16 +233,6 @@ TEST_F(BadInputTest, FieldsOfLaterVersionsAreNamed) {
       {"cache_prompt", [](auto& r) { r.set_cache_prompt(true); }},
       {"cache_salt", [](auto& r) { r.set_cache_salt("s"); }},
       {"truncate_prompt", [](auto& r) { r.set_truncate_prompt(true); }},
-      {"sampling.presence_penalty", [](auto& r) { r.mutable_sampling()->set_presence_penalty(1); }},
-      {"sampling.frequency_penalty",
-       [](auto& r) { r.mutable_sampling()->set_frequency_penalty(1); }},
-      {"sampling.repetition_penalty",
-       [](auto& r) { r.mutable_sampling()->set_repetition_penalty(1); }},
-      {"sampling.logit_bias",
-       [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[1] = 1; }},
-      {"sampling.allowed_token_ids",
-       [](auto& r) { r.mutable_sampling()->add_allowed_token_ids(1); }},
-      {"sampling.banned_token_ids", [](auto& r) { r.mutable_sampling()->add_banned_token_ids(1); }},
       {"output.n", [](auto& r) { r.mutable_output()->set_n(2); }},
       {"output.logprobs", [](auto& r) { r.mutable_output()->set_logprobs(true); }},
       {"output.top_logprobs", [](auto& r) { r.mutable_output()->set_top_logprobs(1); }},
