@@ -117,11 +117,14 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
 template <typename T, int kTiles, int kChunk>
 cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan,
                    cudaStream_t stream) {
-  static_assert(kMinRing == 2 && kMaxRing == 5);
-  auto* kernel = plan.shape.stages == 5   ? Kernel<T, kTiles, kChunk, 5>
-                 : plan.shape.stages == 4 ? Kernel<T, kTiles, kChunk, 4>
-                 : plan.shape.stages == 3 ? Kernel<T, kTiles, kChunk, 3>
-                                          : Kernel<T, kTiles, kChunk, 2>;
+  static_assert(kMinRing == 2 && kRingOfSmallChunks == 4 && kMaxRing == 5);
+  auto* kernel =
+      plan.shape.stages == 4 ? Kernel<T, kTiles, kChunk, 4> : Kernel<T, kTiles, kChunk, 2>;
+  if constexpr (kChunk == kLargeChunk) {
+    kernel = plan.shape.stages == 5   ? Kernel<T, kTiles, kChunk, 5>
+             : plan.shape.stages == 3 ? Kernel<T, kTiles, kChunk, 3>
+                                      : kernel;
+  }
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shape.shared_bytes));
@@ -136,9 +139,9 @@ cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, con
 template <typename T, int kTiles>
 cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan,
                    cudaStream_t stream) {
-  return plan.chunk == 128  ? Launch<T, kTiles, 128>(a, weight, plan, stream)
-         : plan.chunk == 64 ? Launch<T, kTiles, 64>(a, weight, plan, stream)
-                            : Launch<T, kTiles, 32>(a, weight, plan, stream);
+  return plan.chunk == kLargeChunk ? Launch<T, kTiles, kLargeChunk>(a, weight, plan, stream)
+         : plan.chunk == 64        ? Launch<T, kTiles, 64>(a, weight, plan, stream)
+                                   : Launch<T, kTiles, 32>(a, weight, plan, stream);
 }
 
 template <typename T>

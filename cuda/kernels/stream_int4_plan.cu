@@ -29,7 +29,7 @@ bool IsValid(const StreamMatmulArguments& a, const Int4Weight& weight) {
 cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
                      const DeviceLimits& limits, Plan* full_plan) {
   const int group_size = weight.group_size;
-  full_plan->chunk = group_size % 128 == 0 ? 128 : group_size % 64 == 0 ? 64 : 32;
+  full_plan->chunk = group_size % kLargeChunk == 0 ? kLargeChunk : group_size % 64 == 0 ? 64 : 32;
   full_plan->groups = a.inputs / group_size;
   full_plan->group_factor =
       static_cast<uint32_t>(((uint64_t{1} << 32) + group_size - 1) / group_size);
@@ -59,7 +59,10 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
     if (fixed + kMinRing * stage_bytes <= plan->shared_bytes &&
         groups * plan->slices * 16 >= limits.multiprocessors * 15) {
       const size_t fit = (plan->shared_bytes - fixed) / stage_bytes;
-      plan->stages = static_cast<int>(std::min<size_t>(fit, kMaxRing));
+      plan->stages = full_plan->chunk == kLargeChunk
+                         ? static_cast<int>(std::min<size_t>(fit, kMaxRing))
+                     : fit >= kRingOfSmallChunks ? kRingOfSmallChunks
+                                                 : kMinRing;
       full_plan->block_groups = std::min(groups, plan->units);
       plan->blocks = full_plan->block_groups * plan->slices;
       return cudaSuccess;

@@ -20,6 +20,9 @@ using stream_matmul::kWarps;
 inline constexpr int kMaxTeams = 2;
 inline constexpr int kMaxRing = 5;  // stages a team has at most, and at least
 inline constexpr int kMinRing = 2;
+// Small groups do with two depths, which is fewer kernels to compile: this and the least.
+inline constexpr int kRingOfSmallChunks = 4;
+inline constexpr int kLargeChunk = 128;
 inline constexpr int kSumBuffers = 2;  // a team has, for sums of its warps
 
 inline constexpr int kMatrixInputs = 32;  // of x that one load of four 8 x 8 matrices covers
