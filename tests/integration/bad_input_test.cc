@@ -310,8 +310,11 @@ TEST(QueueFullTest, AnswersResourceExhaustedWithRetryAdvice) {
   for (int i = 0; i < 2; ++i) {
     clients.emplace_back([&, i] { answers[i] = harness->Stream(Greedy("Once", 5)); });
     // The first must have started before the second may wait.
-    while (harness->server().engine().num_in_flight() <= i ||
-           (i == 0 && harness->server().engine().load()[0].requests_waiting > 0)) {
+    const auto has_come = [&] {
+      const WorkerLoad load = harness->server().engine().load()[0];
+      return i == 0 ? load.requests_running > 0 : load.requests_waiting > 0;
+    };
+    while (!has_come()) {
     }
   }
   grpc::ClientContext context;
