@@ -87,6 +87,7 @@ TEST(AdjustTest, PreemptedSequencesKeepTheirCounts) {
   for (size_t i = 0; i < answers.size(); ++i) {
     ExpectReference(answers[i].get(), references[i]);
   }
+  EXPECT_GT(harness->server().engine().load()[0].preemptions, 0u);
 }
 
 TEST(AdjustTest, SaysWhatWasUsed) {
