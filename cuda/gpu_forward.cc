@@ -239,9 +239,7 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   heads.block_size = info_.block_size;
   heads.k_cache = k_cache_.data() + layer * layer_size;
   heads.v_cache = v_cache_.data() + layer * layer_size;
-  const bool decodes_prepare =
-      step.num_decodes == step.shape.tokens && CanPrepareHeads(config_.head_dim, info_.block_size);
-  if (!decodes_prepare) {
+  if (!AttentionPrepares(step)) {
     FERRITE_RETURN_IF_CUDA_ERROR(PrepareHeads(heads, stream_.get()));
   }
 

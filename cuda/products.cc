@@ -20,7 +20,8 @@ namespace {
 
 using Epilogue = Product::Epilogue;
 
-// Up to how many rows each way is the fastest, measured on an H200 (docs/performance.md).
+// Up to how many rows each way is taken, by what an H200 measured (docs/performance.md); where
+// dequantising overtakes Int4Matmul was not measured yet.
 // Weights in 16 bits are streamed, beyond that they go to cuBLAS.
 constexpr int32_t kMaxStreamedRows = 8;
 static_assert(kMaxStreamedRows <= kMaxStreamRows);
