@@ -111,7 +111,7 @@ std::vector<TokenId> Bench::Prompt(int stream, int tokens) const {
 absl::StatusOr<Run> Bench::Generate(int streams, int prompt_tokens, int new_tokens) {
   std::vector<std::shared_ptr<TokenStream>> outputs;
   for (int s = 0; s < streams; ++s) {
-    GenerateRequest request;
+    EngineRequest request;
     request.prompt = Prompt(s, prompt_tokens);
     request.sampling.temperature = 0;
     request.max_new_tokens = new_tokens;

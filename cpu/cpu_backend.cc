@@ -118,6 +118,7 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig
                          .max_step_tokens = options.max_step_tokens,
                          .max_sequence_length = max_sequence_length,
                          .vocab_size = config.vocab_size,
+                         .hidden_size = config.hidden_size,
                          .adjusts_logits = true,
                          .num_parameters = 0,
                          .pipeline_depth = 1};
@@ -181,9 +182,9 @@ absl::Status CpuBackend::Wait(StepResult* result) {
   for (size_t row = 0; row < result->row_offsets.size(); ++row) {
     result->row_offsets[row] = static_cast<int32_t>(row);
   }
-  result->ClearLogprobs();
+  result->logprobs.Clear();
   for (size_t row = 0; any_logprobs_ && row < sampled_.size(); ++row) {
-    result->AppendLogprobs(logprobs_[row], Top(row));
+    result->logprobs.Append(logprobs_[row], Top(row));
   }
   return absl::OkStatus();
 }

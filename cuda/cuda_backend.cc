@@ -159,6 +159,7 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
                                               ? options.max_sequence_length
                                               : config.max_position_embeddings,
                    .vocab_size = config.vocab_size,
+                   .hidden_size = config.hidden_size,
                    .max_end_token_ids = GpuSamplingParams::kMaxEndTokens,
                    .num_parameters = 0,
                    .pipeline_depth = 2};
@@ -365,7 +366,7 @@ void CudaBackend::NoteLogprobs(const Batch& batch, InFlight* flight) const {
 }
 
 void CudaBackend::TakeLogprobs(const InFlight& flight, StepResult* result) const {
-  result->ClearLogprobs();
+  result->logprobs.Clear();
   for (int32_t row = 0; flight.any_logprobs && row < flight.num_samples; ++row) {
     const GpuRowLogprobs& from = flight.logprobs.data()[row];
     const int32_t wanted = flight.num_logprobs[row];
@@ -374,8 +375,8 @@ void CudaBackend::TakeLogprobs(const InFlight& flight, StepResult* result) const
     for (int32_t i = 0; i < size; ++i) {
       top[i] = {from.top_ids[i], from.top[i]};
     }
-    result->AppendLogprobs(wanted >= 0 ? from.chosen : std::numeric_limits<float>::quiet_NaN(),
-                           std::span(top).first(size));
+    result->logprobs.Append(wanted >= 0 ? from.chosen : std::numeric_limits<float>::quiet_NaN(),
+                            std::span(top).first(size));
   }
 }
 

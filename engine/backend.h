@@ -18,8 +18,11 @@ struct BackendInfo {
   int32_t max_step_tokens = 0;      // the most tokens in one step
   int32_t max_sequence_length = 0;  // tokens; bounds a slot's block table
   int32_t vocab_size = 0;
+  int32_t hidden_size = 0;
   int32_t max_end_token_ids = INT32_MAX;  // of one sequence's SamplingParams
   bool adjusts_logits = false;            // as SamplingParams::adjusts_logits() asks
+  bool scores_tokens = false;             // serves Batch::scored
+  bool pools = false;                     // serves Batch::pooled_seqs
   int64_t num_parameters = 0;
   std::string remarks = {};  // what its log should say of how it does its work; or empty
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline

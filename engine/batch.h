@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/ids.h"
+#include "engine/pooling.h"
 #include "engine/sampling_params.h"
 
 namespace ferrite {
@@ -18,6 +19,15 @@ struct SlotAssignment {
   // slot from then on, the backend counts itself.
   std::span<const TokenId> tokens = {};
   int32_t num_prompt_tokens = 0;
+  Pooling pooling = Pooling::kNone;
+};
+
+// A token of the step whose next token is known already, and the log-probability of that one is
+// wanted, with those of the `num_top` likeliest.
+struct ScoredToken {
+  int32_t token = 0;  // index into the step's T tokens; rising from entry to entry
+  TokenId next = 0;
+  int32_t num_top = 0;  // at most SamplingParams::kMaxLogprobs
 };
 
 // Entry `index` of a slot's block table has become `block`.
@@ -47,6 +57,11 @@ struct Batch {
   std::vector<int32_t> sample_seqs;     // [R] sequences whose last token's logits are sampled
   std::vector<int32_t> output_indices;  // [R] how many tokens the sequence had generated before
 
+  std::vector<ScoredToken> scored;  // [P]; no row of sample_seqs, whose next token is not known yet
+  // [E] Sequences of a slot with pooling whose last token this step has. Such sequences sample and
+  // score nothing, and their tokens count towards their pooled vector from position 0 on.
+  std::vector<int32_t> pooled_seqs;
+
   std::vector<SlotAssignment> slot_assignments;
   std::vector<BlockTableChange> block_table_changes;
 
@@ -65,6 +80,8 @@ struct Batch {
     input_rows.clear();
     sample_seqs.clear();
     output_indices.clear();
+    scored.clear();
+    pooled_seqs.clear();
     slot_assignments.clear();
     block_table_changes.clear();
   }
@@ -77,36 +94,49 @@ struct TokenLogprob {
   float logprob = 0;
 };
 
+// Of one token: its own, and those of the likeliest in its place, likeliest first, ties by id.
+struct LogprobView {
+  float own = 0;
+  std::span<const TokenLogprob> top;
+};
+
+// Log-probabilities of any number of tokens. Keeps its capacity.
+struct LogprobList {
+  std::vector<float> own;
+  std::vector<int32_t> top_offsets;  // entry t owns top[top_offsets[t]] to top[top_offsets[t+1]]
+  std::vector<TokenLogprob> top;
+
+  bool empty() const { return own.empty(); }
+  int32_t size() const { return static_cast<int32_t>(own.size()); }
+  LogprobView operator[](int32_t t) const {
+    return {own[t], std::span(top).subspan(top_offsets[t], top_offsets[t + 1] - top_offsets[t])};
+  }
+  void Append(float own_logprob, std::span<const TokenLogprob> likeliest) {
+    if (top_offsets.empty()) {
+      top_offsets.push_back(0);
+    }
+    own.push_back(own_logprob);
+    top.insert(top.end(), likeliest.begin(), likeliest.end());
+    top_offsets.push_back(static_cast<int32_t>(top.size()));
+  }
+  void Clear() {
+    own.clear();
+    top_offsets.clear();
+    top.clear();
+  }
+};
+
 // What one step produced. Row r of the batch's sample rows owns
 // tokens [row_offsets[r], row_offsets[r+1]): 0..k of them, so that there is room for speculation.
 struct StepResult {
   uint64_t step = 0;
   std::vector<int32_t> row_offsets;  // [R+1]
   std::vector<TokenId> token_ids;    // [row_offsets[R]]
-
-  // Log-probabilities, of the tokens whose sequences ask for them (SamplingParams::num_logprobs).
-  // All three are empty if none does.
-  std::vector<float> logprobs;  // [row_offsets[R]]; NaN for a token whose sequence does not ask
-  std::vector<int32_t> top_offsets;  // [row_offsets[R] + 1]
-  // Token t owns top[top_offsets[t]] up to top[top_offsets[t+1]]: the likeliest tokens in its
-  // place, likeliest first, ties by id; no more than the vocabulary has.
-  std::vector<TokenLogprob> top;
-
-  void ClearLogprobs() {
-    logprobs.clear();
-    top_offsets.clear();
-    top.clear();
-  }
-
-  // Adds the next token's, `likeliest` empty if only its own was asked for.
-  void AppendLogprobs(float logprob, std::span<const TokenLogprob> likeliest) {
-    if (top_offsets.empty()) {
-      top_offsets.push_back(0);
-    }
-    logprobs.push_back(logprob);
-    top.insert(top.end(), likeliest.begin(), likeliest.end());
-    top_offsets.push_back(static_cast<int32_t>(top.size()));
-  }
+  // Of token_ids, with as many likeliest as SamplingParams::num_logprobs says (no more than the
+  // vocabulary has); NaN and none for a token whose sequence does not ask; empty if none does.
+  LogprobList logprobs;
+  LogprobList scores;         // of Batch::scored
+  std::vector<float> pooled;  // [E, hidden_size], as Pooling says
 };
 
 }  // namespace ferrite

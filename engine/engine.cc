@@ -140,7 +140,7 @@ int64_t Engine::MaxNewTokens(int64_t prompt_tokens) const {
   return int64_t{context_length_} - prompt_tokens;
 }
 
-absl::Status Engine::Validate(const GenerateRequest& request) const {
+absl::Status Engine::Validate(const EngineRequest& request) const {
   const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
   if (prompt_tokens == 0) {
     return absl::InvalidArgumentError("the prompt has no tokens; at least 1 is needed");
@@ -182,7 +182,7 @@ absl::Status Engine::Validate(const GenerateRequest& request) const {
   return absl::OkStatus();
 }
 
-absl::Status Engine::Submit(GenerateRequest request, std::shared_ptr<TokenStream> stream) {
+absl::Status Engine::Submit(EngineRequest request, std::shared_ptr<TokenStream> stream) {
   RETURN_IF_ERROR(Validate(request));
   ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
   Worker* const worker = workers_[index].get();

@@ -46,7 +46,7 @@ class Engine {
   // the backends take, an id already in flight), DeadlineExceeded if its deadline has passed,
   // ResourceExhausted if the queue is full, Unavailable when shutting down or if no worker can
   // serve. Nothing is kept of a request that is refused.
-  absl::Status Submit(GenerateRequest request, std::shared_ptr<TokenStream> stream);
+  absl::Status Submit(EngineRequest request, std::shared_ptr<TokenStream> stream);
 
   // Ends the request in flight with this id. NotFound if there is none.
   absl::Status Abort(const std::string& request_id);
@@ -77,7 +77,7 @@ class Engine {
 
  private:
   Engine(EngineOptions options, const Tokenizer* tokenizer);
-  absl::Status Validate(const GenerateRequest& request) const;
+  absl::Status Validate(const EngineRequest& request) const;
   // Of the workers that can serve; Unavailable if there is none.
   absl::StatusOr<size_t> LeastLoaded() const;
   absl::Status StuckStatus(size_t worker, double step_age_seconds) const;

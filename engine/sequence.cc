@@ -5,7 +5,7 @@
 
 namespace ferrite {
 
-Sequence::Sequence(GenerateRequest request, const Tokenizer& tokenizer, int32_t block_size,
+Sequence::Sequence(EngineRequest request, const Tokenizer& tokenizer, int32_t block_size,
                    std::shared_ptr<TokenStream> stream)
     : request_(std::move(request)),
       stream_(std::move(stream)),

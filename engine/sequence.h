@@ -38,7 +38,7 @@ struct SchedulingState {
 class Sequence {
  public:
   // `tokenizer` must outlive the sequence.
-  Sequence(GenerateRequest request, const Tokenizer& tokenizer, int32_t block_size,
+  Sequence(EngineRequest request, const Tokenizer& tokenizer, int32_t block_size,
            std::shared_ptr<TokenStream> stream);
 
   // Takes the next generated token and hands its text to the stream. Returns whether the listener
@@ -50,7 +50,7 @@ class Sequence {
 
   void MarkStarted(Clock::time_point now);
 
-  const GenerateRequest& request() const { return request_; }
+  const EngineRequest& request() const { return request_; }
   const std::shared_ptr<TokenStream>& stream() const { return stream_; }
   const std::vector<TokenId>& tokens() const { return tokens_; }  // prompt, then output
   int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
@@ -67,7 +67,7 @@ class Sequence {
   bool IsEndToken(TokenId token) const;
   bool Finish(Completion completion, Clock::time_point now);
 
-  GenerateRequest request_;
+  EngineRequest request_;
   std::shared_ptr<TokenStream> stream_;
   IncrementalDecoder decoder_;
   StopStringMatcher stop_strings_;

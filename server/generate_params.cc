@@ -91,7 +91,7 @@ absl::Status ResolvePenalties(const v1::SamplingParams& wire, const RequestConte
 
 // The tokens that are left must not all be end tokens while those are barred; `request` has its
 // end tokens and min_new_tokens.
-absl::Status CheckTokensAreLeft(const GenerateRequest& request, int32_t vocab_size) {
+absl::Status CheckTokensAreLeft(const EngineRequest& request, int32_t vocab_size) {
   const SamplingParams& params = request.sampling;
   const auto has = [](const std::vector<TokenId>& sorted, TokenId id) {
     return std::binary_search(sorted.begin(), sorted.end(), id);
@@ -187,7 +187,7 @@ absl::Status ResolveSampling(const v1::SamplingParams& wire, const RequestContex
 }
 
 absl::Status ResolveStopping(const v1::StoppingParams& wire, const RequestContext& context,
-                             GenerateRequest* request) {
+                             EngineRequest* request) {
   if (wire.has_max_new_tokens() && wire.max_new_tokens() < 1) {
     return OutOfRange("stopping.max_new_tokens", wire.max_new_tokens(), "1 or more");
   }
@@ -291,7 +291,7 @@ absl::Status CheckLimits(const v1::GenerateRequest& wire, const ServerConfig::Li
 
 // With max_new_tokens unset, the configured default or limit, or what the context has left.
 absl::Status ResolveLength(const v1::StoppingParams& wire, const RequestContext& context,
-                           GenerateRequest* request) {
+                           EngineRequest* request) {
   const auto prompt_tokens = static_cast<int64_t>(request->prompt.size());
   const int64_t most = context.engine->MaxNewTokens(prompt_tokens);
   if (most < 1) {
@@ -346,11 +346,11 @@ absl::Status CheckModelName(bool has_model, const std::string& model, const Serv
   return absl::OkStatus();
 }
 
-absl::StatusOr<GenerateRequest> ResolveGenerateRequest(const v1::GenerateRequest& wire,
-                                                       const RequestContext& context) {
+absl::StatusOr<EngineRequest> ResolveGenerateRequest(const v1::GenerateRequest& wire,
+                                                     const RequestContext& context) {
   RETURN_IF_ERROR(CheckModelName(wire.has_model(), wire.model(), *context.model));
   RETURN_IF_ERROR(CheckServedFields(wire));
-  GenerateRequest request;
+  EngineRequest request;
   ASSIGN_OR_RETURN(request.id, ResolveRequestId(wire));
   RETURN_IF_ERROR(ResolveSampling(wire.sampling(), context, &request.sampling));
   RETURN_IF_ERROR(ResolveStopping(wire.stopping(), context, &request));
@@ -360,7 +360,7 @@ absl::StatusOr<GenerateRequest> ResolveGenerateRequest(const v1::GenerateRequest
   return request;
 }
 
-v1::UsedParams UsedParams(const GenerateRequest& request) {
+v1::UsedParams UsedParams(const EngineRequest& request) {
   v1::UsedParams used;
   used.set_temperature(request.sampling.temperature);
   used.set_top_k(request.sampling.top_k);

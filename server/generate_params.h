@@ -1,4 +1,4 @@
-// Turns a GenerateRequest of the wire into one of the engine: every knob checked and resolved.
+// Turns a v1::GenerateRequest of the wire into one of the engine: every knob checked and resolved.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,10 @@ absl::Status CheckModelName(bool has_model, const std::string& model, const Serv
 // is drawn, an unset request_id is made. InvalidArgument names the field, its value and the bound;
 // Unimplemented names a field that this build does not serve yet. The prompt is tokenised last.
 // `received` and `deadline` are left to the caller.
-absl::StatusOr<GenerateRequest> ResolveGenerateRequest(const v1::GenerateRequest& wire,
-                                                       const RequestContext& context);
+absl::StatusOr<EngineRequest> ResolveGenerateRequest(const v1::GenerateRequest& wire,
+                                                     const RequestContext& context);
 
 // The knobs as resolved, for the response.
-v1::UsedParams UsedParams(const GenerateRequest& request);
+v1::UsedParams UsedParams(const EngineRequest& request);
 
 }  // namespace ferrite

@@ -29,7 +29,7 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
   RETURN_IF_ERROR(context.engine->CheckRoom());
   v1::GenerateRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
-  ASSIGN_OR_RETURN(GenerateRequest request, ResolveGenerateRequest(wire, context.request));
+  ASSIGN_OR_RETURN(EngineRequest request, ResolveGenerateRequest(wire, context.request));
   request.received = received;
   request.deadline = EngineDeadline(call);
   info->set_request_id(request.id);

@@ -92,7 +92,7 @@ class ServedModel {
 
   // The status of the submission; the reader gets the rest.
   absl::Status Submit(const std::shared_ptr<StreamReader>& reader) {
-    GenerateRequest request;
+    EngineRequest request;
     request.id = "r" + std::to_string(++requests_);
     request.prompt = {1, 403, 407, 261};
     request.sampling.temperature = 0;

@@ -110,7 +110,7 @@ TEST_P(SteadyStateTest, NothingIsAllocatedAndOneWaitIsMadeAStep) {
     std::vector<std::shared_ptr<test::StreamReader>> readers;
     for (int32_t i = 0; i < kSequences; ++i) {
       readers.push_back(test::StreamReader::Create(TokenStream::Mode::kEndOnly));
-      GenerateRequest request;
+      EngineRequest request;
       request.id = absl::StrCat(i);
       request.prompt = {1, 300 + i, 260 + i};
       request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.8f;

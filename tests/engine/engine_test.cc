@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // The tokens that the fake device gives this request when it runs alone, by definition.
-std::vector<TokenId> SoloTokens(const GenerateRequest& request, const FakeBackendOptions& fake) {
+std::vector<TokenId> SoloTokens(const EngineRequest& request, const FakeBackendOptions& fake) {
   std::vector<TokenId> context = request.prompt;
   std::vector<TokenId> output;
   const std::vector<TokenId>& ends = request.sampling.end_token_ids;
@@ -54,8 +54,8 @@ class EngineTest : public ::testing::Test {
     engine_ = *std::move(engine);
   }
 
-  GenerateRequest Request(std::vector<TokenId> prompt, int32_t max_new_tokens) {
-    GenerateRequest request;
+  EngineRequest Request(std::vector<TokenId> prompt, int32_t max_new_tokens) {
+    EngineRequest request;
     request.id = absl::StrCat("r", ++requests_);
     request.prompt = std::move(prompt);
     request.max_new_tokens = max_new_tokens;
@@ -87,7 +87,7 @@ class EngineTest : public ::testing::Test {
 
 TEST_F(EngineTest, GeneratesToTheLengthLimit) {
   Start();
-  const GenerateRequest request = Request({1, 400, 401}, 20);
+  const EngineRequest request = Request({1, 400, 401}, 20);
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   ASSERT_TRUE(reader->WaitForEnd());
@@ -102,7 +102,7 @@ TEST_F(EngineTest, GeneratesToTheLengthLimit) {
 
 TEST_F(EngineTest, TextIsThatOfTheTokensAfterThePrompt) {
   Start();
-  const GenerateRequest request = Request({1, 400, 401}, 20);
+  const EngineRequest request = Request({1, 400, 401}, 20);
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   ASSERT_TRUE(reader->WaitForEnd());
@@ -118,7 +118,7 @@ TEST_F(EngineTest, RefusesWhatCanNeverRun) {
   fake_.num_blocks = 10;  // of 4 tokens: less than max_sequence_length
   Start();
   EXPECT_EQ(engine_->context_length(), 40);
-  const auto refuse = [&](GenerateRequest request, const std::string& message) {
+  const auto refuse = [&](EngineRequest request, const std::string& message) {
     const auto reader = StreamReader::Create();
     const absl::Status status = engine_->Submit(std::move(request), reader->stream());
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
@@ -132,7 +132,7 @@ TEST_F(EngineTest, RefusesWhatCanNeverRun) {
          "max_new_tokens is 40; with a prompt of 1 tokens in a context of 40 it "
          "must be from 1 to 39");
   refuse(Request({5}, 0), "max_new_tokens is 0");
-  GenerateRequest late = Request({5}, 1);
+  EngineRequest late = Request({5}, 1);
   late.deadline = Clock::now() - std::chrono::seconds(1);
   const auto reader = StreamReader::Create();
   EXPECT_EQ(engine_->Submit(late, reader->stream()).code(), absl::StatusCode::kDeadlineExceeded);
@@ -142,7 +142,7 @@ TEST_F(EngineTest, RefusesWhatCanNeverRun) {
 TEST_F(EngineTest, ServesARequestAsLongAsTheWholePool) {
   fake_.num_blocks = 10;
   Start();
-  const GenerateRequest request = Request(std::vector<TokenId>(30, 5), 10);
+  const EngineRequest request = Request(std::vector<TokenId>(30, 5), 10);
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   ASSERT_TRUE(reader->WaitForEnd());
@@ -181,7 +181,7 @@ TEST_F(EngineTest, BoundsTheQueueByRequestsAndByTokens) {
 TEST_F(EngineTest, RefusesASecondRequestWithAnIdInFlight) {
   Start();
   backend_->HangAt(1);
-  const GenerateRequest request = Request({5}, 10);
+  const EngineRequest request = Request({5}, 10);
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   const absl::Status status = engine_->Submit(request, StreamReader::Create()->stream());
@@ -264,7 +264,7 @@ TEST_P(EngineStormTest, SurvivorsGetTheirSoloTokensAndNothingLeaks) {
                        16 + static_cast<int32_t>(random() % 48)},
          .admission = {.max_waiting_requests = 1000}});
   struct Client {
-    GenerateRequest request;
+    EngineRequest request;
     std::shared_ptr<StreamReader> reader;
     bool disturbed = false;
   };

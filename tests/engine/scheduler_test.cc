@@ -33,7 +33,7 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
 
   std::shared_ptr<StreamReader> Add(int32_t prompt_tokens, int32_t max_new_tokens,
                                     int32_t priority = 0) {
-    GenerateRequest request;
+    EngineRequest request;
     request.prompt.assign(prompt_tokens, 300);
     request.max_new_tokens = max_new_tokens;
     request.priority = priority;
@@ -208,7 +208,7 @@ TEST_F(SchedulerTest, EndsCancelledAndLateSequencesAtTheNextPlan) {
   Start(64, 4, 4, 32);
   const auto cancelled = Add(3, 10);
   const auto aborted = Add(3, 10);
-  GenerateRequest request;
+  EngineRequest request;
   request.prompt = {300};
   request.max_new_tokens = 10;
   request.deadline = now_ + std::chrono::seconds(1);

@@ -66,7 +66,7 @@ TEST_P(WorkerAllocationTest, NoneInTheSteadyState) {
     auto stream = std::make_shared<TokenStream>(GetParam());
     consumers.push_back(std::make_shared<Consumer>(stream));
     stream->SetListener(consumers.back());
-    GenerateRequest request;
+    EngineRequest request;
     request.id = absl::StrCat(i);
     request.prompt = {1, 300 + i};
     request.max_new_tokens = kTokens;

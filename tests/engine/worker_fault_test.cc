@@ -38,7 +38,7 @@ class WorkerFaultTest : public ::testing::Test {
   }
 
   std::shared_ptr<StreamReader> Submit(int32_t max_new_tokens) {
-    GenerateRequest request;
+    EngineRequest request;
     request.id = absl::StrCat("r", ++requests_);
     request.prompt = {5};
     request.max_new_tokens = max_new_tokens;
@@ -159,7 +159,7 @@ TEST_F(WorkerFaultTest, RefusesMoreEndTokensThanTheBackendTakes) {
   fake_.max_end_token_ids = 32;
   Start(1);
   const auto submit = [&](int32_t ends) {
-    GenerateRequest request;
+    EngineRequest request;
     request.id = "ends";
     request.prompt = {5};
     request.max_new_tokens = 1;

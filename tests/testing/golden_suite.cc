@@ -134,7 +134,7 @@ class GoldenTest : public testing::TestWithParam<SuiteVariant> {
   static ReaderPtr Submit(Engine& engine, std::string id, std::vector<TokenId> prompt,
                           const SamplingParams& sampling, size_t max_new_tokens) {
     ReaderPtr reader = StreamReader::Create();
-    GenerateRequest request;
+    EngineRequest request;
     request.id = std::move(id);
     request.prompt = std::move(prompt);
     request.sampling = sampling;

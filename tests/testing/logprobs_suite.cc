@@ -92,14 +92,13 @@ class LogprobsTest : public testing::Test {
     ASSERT_EQ(result_.token_ids.size(), rows);
     if (std::all_of(expected.asked.begin(), expected.asked.end(), [](int n) { return n < 0; })) {
       EXPECT_TRUE(result_.logprobs.empty());
-      EXPECT_TRUE(result_.top_offsets.empty());
-      EXPECT_TRUE(result_.top.empty());
       return;
     }
-    ASSERT_EQ(result_.logprobs.size(), rows);
-    ASSERT_EQ(result_.top_offsets.size(), rows + 1);
-    EXPECT_EQ(result_.top_offsets[0], 0);
-    EXPECT_EQ(result_.top_offsets[rows], static_cast<int32_t>(result_.top.size()));
+    ASSERT_EQ(result_.logprobs.size(), static_cast<int32_t>(rows));
+    ASSERT_EQ(result_.logprobs.top_offsets.size(), rows + 1);
+    EXPECT_EQ(result_.logprobs.top_offsets[0], 0);
+    EXPECT_EQ(result_.logprobs.top_offsets[rows],
+              static_cast<int32_t>(result_.logprobs.top.size()));
     for (size_t row = 0; row < rows; ++row) {
       SCOPED_TRACE(testing::Message() << "row " << row << " at " << expected.positions[row]);
       CheckRow(row, expected.positions[row], expected.asked[row]);
@@ -113,29 +112,29 @@ class LogprobsTest : public testing::Test {
   }
 
   void CheckRow(size_t row, int32_t position, int32_t asked) {
-    const int32_t begin = result_.top_offsets[row];
-    ASSERT_EQ(result_.top_offsets[row + 1] - begin, std::max(asked, 0));
+    const int32_t begin = result_.logprobs.top_offsets[row];
+    ASSERT_EQ(result_.logprobs.top_offsets[row + 1] - begin, std::max(asked, 0));
     if (asked < 0) {
-      EXPECT_TRUE(std::isnan(result_.logprobs[row]));
+      EXPECT_TRUE(std::isnan(result_.logprobs.own[row]));
       return;
     }
     const std::vector<double> expected = LogSoftmax(position);
-    EXPECT_NEAR(result_.logprobs[row], expected[result_.token_ids[row]], LogprobsTolerance());
+    EXPECT_NEAR(result_.logprobs.own[row], expected[result_.token_ids[row]], LogprobsTolerance());
     std::vector<double> sorted = expected;
     std::sort(sorted.begin(), sorted.end(), std::greater<>());
     std::set<TokenId> ids;
     for (int32_t i = 0; i < asked; ++i) {
-      const TokenLogprob& entry = result_.top[begin + i];
+      const TokenLogprob& entry = result_.logprobs.top[begin + i];
       ASSERT_TRUE(entry.id >= 0 && entry.id < config_.vocab_size) << entry.id;
       EXPECT_TRUE(ids.insert(entry.id).second) << entry.id << " twice";
       // The i-th likeliest, or one that is as likely as rounding can tell.
       EXPECT_NEAR(entry.logprob, sorted[i], LogprobsTolerance()) << i;
       EXPECT_NEAR(entry.logprob, expected[entry.id], LogprobsTolerance()) << i;
       if (i > 0) {
-        EXPECT_LE(entry.logprob, result_.top[begin + i - 1].logprob) << i;
+        EXPECT_LE(entry.logprob, result_.logprobs.top[begin + i - 1].logprob) << i;
       }
       if (entry.id == result_.token_ids[row]) {
-        EXPECT_EQ(entry.logprob, result_.logprobs[row]);
+        EXPECT_EQ(entry.logprob, result_.logprobs.own[row]);
       }
       ++entries_checked_;
     }
