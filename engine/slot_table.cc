@@ -23,7 +23,9 @@ SlotTable::SlotTable(const BackendInfo& info)
       blocks_per_slot_((info.max_sequence_length + info.block_size - 1) / info.block_size),
       block_tables_(static_cast<size_t>(int64_t{info.max_sequences} * blocks_per_slot_)),
       params_(info.max_sequences),
-      seen_in_(info.max_sequences) {}
+      pooling_(info.max_sequences),
+      seen_in_(info.max_sequences),
+      ended_in_(info.max_sequences) {}
 
 absl::Status SlotTable::Apply(const Batch& batch) {
   for (const SlotAssignment& assignment : batch.slot_assignments) {
@@ -38,6 +40,7 @@ absl::Status SlotTable::Apply(const Batch& batch) {
                       SamplingParams::kMaxLogprobs);
     }
     params_[slot] = *assignment.params;
+    pooling_[slot] = assignment.pooling;
     std::fill_n(block_tables_.begin() + int64_t{slot} * blocks_per_slot_, blocks_per_slot_,
                 BlockId{});
   }
@@ -62,7 +65,9 @@ absl::Status SlotTable::Check(const Batch& batch, int32_t previous_samples) {
     RETURN_IF_ERROR(CheckSequence(batch, s, previous_samples));
     RETURN_IF_ERROR(CheckTokens(batch, s));
   }
-  return CheckSamples(batch);
+  RETURN_IF_ERROR(CheckSamples(batch));
+  RETURN_IF_ERROR(CheckScored(batch));
+  return CheckPooled(batch);
 }
 
 absl::Status SlotTable::CheckSizes(const Batch& batch) const {
@@ -152,13 +157,52 @@ absl::Status SlotTable::CheckTokens(const Batch& batch, int32_t s) const {
   return absl::OkStatus();
 }
 
-absl::Status SlotTable::CheckSamples(const Batch& batch) const {
+absl::Status SlotTable::CheckSamples(const Batch& batch) {
   for (int32_t r = 0; r < batch.num_samples(); ++r) {
     if (!InRange(batch.sample_seqs[r], batch.num_sequences()) || batch.output_indices[r] < 0) {
       return BadBatch(batch, "sample_seqs[", r, "] is ", batch.sample_seqs[r], " of ",
                       batch.num_sequences(), ", output_indices[", r, "] is ",
                       batch.output_indices[r]);
     }
+    ended_in_[batch.seq_slots[batch.sample_seqs[r]].value] = check_;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SlotTable::CheckScored(const Batch& batch) const {
+  int32_t before = -1;
+  for (size_t i = 0; i < batch.scored.size(); ++i) {
+    const ScoredToken& scored = batch.scored[i];
+    if (scored.token <= before || scored.token >= batch.num_tokens()) {
+      return BadBatch(batch, "scored[", i, "] is token ", scored.token, " of ", batch.num_tokens(),
+                      ", after ", before);
+    }
+    if (!InRange(scored.next, info_.vocab_size) ||
+        !InRange(scored.num_top, SamplingParams::kMaxLogprobs + 1)) {
+      return BadBatch(batch, "scored[", i, "] has next token ", scored.next, " of ",
+                      info_.vocab_size, " and asks for ", scored.num_top,
+                      " likeliest; the most are ", SamplingParams::kMaxLogprobs);
+    }
+    before = scored.token;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SlotTable::CheckPooled(const Batch& batch) {
+  for (size_t i = 0; i < batch.pooled_seqs.size(); ++i) {
+    const int32_t sequence = batch.pooled_seqs[i];
+    if (!InRange(sequence, batch.num_sequences())) {
+      return BadBatch(batch, "pooled_seqs[", i, "] is ", sequence, " of ", batch.num_sequences());
+    }
+    const int32_t slot = batch.seq_slots[sequence].value;
+    if (pooling_[slot] == Pooling::kNone) {
+      return BadBatch(batch, "pooled_seqs[", i, "] is in slot ", slot, ", which has no pooling");
+    }
+    if (ended_in_[slot] == check_) {
+      return BadBatch(batch, "pooled_seqs[", i, "] is ", sequence,
+                      ", which is sampled or pooled already");
+    }
+    ended_in_[slot] = check_;
   }
   return absl::OkStatus();
 }

@@ -107,6 +107,56 @@ TEST_F(SlotTableTest, EveryBrokenInvariantIsNamed) {
   }
 }
 
+class SlotTablePoolingTest : public SlotTableTest {
+ protected:
+  // The prompt is pooled, and two of its tokens are scored: one alone, one with many beside it.
+  SlotTablePoolingTest() {
+    Batch& batch = paged_.batch();
+    batch.slot_assignments[0].pooling = Pooling::kMean;
+    batch.pooled_seqs = {0};
+    batch.scored = {{.token = 1, .next = 3, .num_top = 0}, {.token = 3, .next = 49, .num_top = 20}};
+  }
+};
+
+TEST_F(SlotTablePoolingTest, KeepsASlotsPoolingUntilItIsReassigned) {
+  EXPECT_EQ(Check(), absl::OkStatus());
+  EXPECT_EQ(table_.pooling(SeqSlot{0}), Pooling::kMean);
+  EXPECT_EQ(table_.pooling(SeqSlot{2}), Pooling::kNone);
+  EXPECT_EQ(Check(), absl::OkStatus());  // what one check has seen is nothing to the next
+  paged_.NextStep();
+  paged_.Assign(0, params_);
+  EXPECT_EQ(table_.Apply(paged_.batch()), absl::OkStatus());
+  EXPECT_EQ(table_.pooling(SeqSlot{0}), Pooling::kNone);
+}
+
+TEST_F(SlotTablePoolingTest, EveryBrokenInvariantIsNamed) {
+  const struct {
+    std::function<void(Batch&)> spoil;
+    const char* message;
+  } cases[] = {
+      {[](Batch& b) { b.scored[0].token = -1; }, "scored[0] is token -1 of 7"},
+      {[](Batch& b) { b.scored[1].token = 1; }, "scored[1] is token 1 of 7, after 1"},
+      {[](Batch& b) { b.scored[1].token = 7; }, "scored[1] is token 7 of 7"},
+      {[](Batch& b) { b.scored[0].next = 50; }, "scored[0] has next token 50 of 50"},
+      {[](Batch& b) { b.scored[1].next = -1; }, "scored[1] has next token -1 of 50"},
+      {[](Batch& b) { b.scored[1].num_top = 21; }, "asks for 21 likeliest; the most are 20"},
+      {[](Batch& b) { b.scored[0].num_top = -1; }, "asks for -1 likeliest"},
+      {[](Batch& b) { b.pooled_seqs[0] = 2; }, "pooled_seqs[0] is 2 of 2"},
+      {[](Batch& b) { b.pooled_seqs[0] = -1; }, "pooled_seqs[0] is -1 of 2"},
+      {[](Batch& b) { b.pooled_seqs[0] = 1; }, "pooled_seqs[0] is in slot 2, which has no pooling"},
+      {[](Batch& b) { b.sample_seqs[0] = 0; }, "pooled_seqs[0] is 0, which is sampled or pooled"},
+      {[](Batch& b) { b.pooled_seqs.push_back(0); }, "pooled_seqs[1] is 0, which is sampled or"},
+  };
+  const Batch valid = paged_.batch();
+  for (const auto& c : cases) {
+    paged_.batch() = valid;
+    c.spoil(paged_.batch());
+    const absl::Status status = Check();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << c.message;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
+  }
+}
+
 TEST_F(SlotTableTest, RefusesMoreTokensThanAStepHolds) {
   Batch& batch = paged_.batch();
   for (int i = 0; i < 10; ++i) {
