@@ -10,14 +10,15 @@ namespace {
 
 constexpr char kHeader[] = "authorization";  // HTTP/2 has header names in lower case
 constexpr std::string_view kScheme = "Bearer ";
+constexpr char kClientLimit[] = "limits.max_requests_per_client";
 
 std::string_view View(grpc::string_ref text) { return {text.data(), text.size()}; }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Authenticator>> Authenticator::Create(
-    const ServerConfig::Auth& config, const Logger* logger) {
-  std::unique_ptr<Authenticator> made(new Authenticator(config, logger));
+    const ServerConfig::Auth& config, int32_t max_requests_per_client, const Logger* logger) {
+  std::unique_ptr<Authenticator> made(new Authenticator(config, max_requests_per_client, logger));
   if (config.token_file.empty()) return made;
   ASSIGN_OR_RETURN(std::shared_ptr<const Table> table, made->Read(nullptr));
   {
@@ -31,17 +32,26 @@ absl::StatusOr<std::unique_ptr<Authenticator>> Authenticator::Create(
 
 absl::StatusOr<CallPermit> Authenticator::Admit(const grpc::ServerContextBase& call,
                                                 CallCost cost) const {
+  const bool counted = config_.token_file.empty() && max_requests_per_client_ > 0;
+  const std::string client = counted && cost == CallCost::kGeneration ? ClientOf(call) : "";
   const auto [first, last] = call.client_metadata().equal_range(kHeader);
-  if (first == last) return Admit(std::nullopt, cost);
+  if (first == last) return Admit(std::nullopt, client, cost);
   // Of two headers none can be said to be the client's own.
-  return Admit(std::next(first) == last ? View(first->second) : std::string_view(), cost);
+  return Admit(std::next(first) == last ? View(first->second) : std::string_view(), client, cost);
 }
 
 absl::StatusOr<CallPermit> Authenticator::Admit(std::optional<std::string_view> authorization,
-                                                CallCost cost) const {
-  CallPermit permit;
-  const std::shared_ptr<const Table> table = this->table();
-  if (table == nullptr) return permit;
+                                                const std::string& client, CallCost cost) const {
+  if (const std::shared_ptr<const Table> table = this->table()) {
+    return AdmitToken(*table, authorization, cost);
+  }
+  if (cost == CallCost::kShort || max_requests_per_client_ == 0) return CallPermit();
+  return Count(client, max_requests_per_client_, kClientLimit);
+}
+
+absl::StatusOr<CallPermit> Authenticator::AdmitToken(const Table& table,
+                                                     std::optional<std::string_view> authorization,
+                                                     CallCost cost) const {
   if (!authorization.has_value()) {
     return absl::UnauthenticatedError(
         "the authorization header is missing; this server needs 'authorization: Bearer TOKEN'");
@@ -52,22 +62,24 @@ absl::StatusOr<CallPermit> Authenticator::Admit(std::optional<std::string_view> 
                               absl::string_view(kScheme.data(), kScheme.size()))) {
     return absl::UnauthenticatedError("the authorization header must be one 'Bearer TOKEN'");
   }
-  const int found = FindDigest(table->entries, Sha256(authorization->substr(kScheme.size())));
+  const int found = FindDigest(table.entries, Sha256(authorization->substr(kScheme.size())));
   if (found < 0) {
     return absl::UnauthenticatedError("the bearer token is not one of this server's");
   }
-  const TokenEntry& entry = table->entries[static_cast<size_t>(found)];
-  if (cost == CallCost::kShort) return permit;
-  const auto& in_flight = table->in_flight[static_cast<size_t>(found)];
-  int32_t count = in_flight->load();
-  do {
-    if (entry.max_requests > 0 && count >= entry.max_requests) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("token '", entry.name, "' has ", count,
-                       " requests in flight; its limit (max_requests) is ", entry.max_requests));
-    }
-  } while (!in_flight->compare_exchange_weak(count, count + 1));
-  permit.in_flight_ = in_flight;
+  if (cost == CallCost::kShort) return CallPermit();
+  const TokenEntry& entry = table.entries[static_cast<size_t>(found)];
+  const bool own_limit = entry.max_requests > 0;
+  return Count(absl::StrCat("token '", entry.name, "'"),
+               own_limit ? entry.max_requests : max_requests_per_client_,
+               own_limit ? "max_requests" : kClientLimit);
+}
+
+absl::StatusOr<CallPermit> Authenticator::Count(const std::string& client, int32_t limit,
+                                                std::string_view limit_name) const {
+  RETURN_IF_ERROR(counts_->Add(client, limit, limit_name));
+  CallPermit permit;
+  permit.counts_ = counts_;
+  permit.client_ = client;
   return permit;
 }
 
@@ -77,14 +89,6 @@ absl::StatusOr<std::shared_ptr<const Authenticator::Table>> Authenticator::Read(
   ASSIGN_OR_RETURN(table->text, ReadConfiguredFile("auth.token_file", config_.token_file));
   if (old != nullptr && old->text == table->text) return old;
   ASSIGN_OR_RETURN(table->entries, ParseTokenFile(config_.token_file, table->text));
-  for (const TokenEntry& entry : table->entries) {
-    auto in_flight = std::make_shared<std::atomic<int32_t>>(0);
-    // What is in flight goes on counting for the name, whatever its token is now.
-    for (size_t i = 0; old != nullptr && i < old->entries.size(); ++i) {
-      if (old->entries[i].name == entry.name) in_flight = old->in_flight[i];
-    }
-    table->in_flight.push_back(std::move(in_flight));
-  }
   return table;
 }
 

@@ -3,7 +3,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/mutex.h"
+#include "server/client_counts.h"
 #include "server/config.h"
 #include "server/log.h"
 #include "server/periodic.h"
@@ -21,31 +21,33 @@
 
 namespace ferrite {
 
-// What a call costs: only kGeneration counts against a token's max_requests, so that a client at
-// its limit can still look at the load and abort.
+// What a call costs: only kGeneration counts against a client's limit, so that a client that has
+// reached it can still look at the load and abort.
 enum class CallCost { kShort, kGeneration };
 
 // That a call may be served. What serves calls asks for one, and only Authenticator makes them.
-// Holds the call's place among the generations of its token. Move-only; not thread-safe.
+// Holds the call's place among the requests of its client. Move-only; not thread-safe.
 class CallPermit {
  public:
   CallPermit(CallPermit&&) noexcept = default;
   CallPermit& operator=(CallPermit&& other) noexcept {
     Release();
-    in_flight_ = std::move(other.in_flight_);
+    counts_ = std::move(other.counts_);
+    client_ = std::move(other.client_);
     return *this;
   }
   ~CallPermit() { Release(); }
 
   // Gives the place back, as destruction does.
   void Release() {
-    if (const auto in_flight = std::move(in_flight_)) --*in_flight;
+    if (const auto counts = std::move(counts_)) counts->Remove(client_);
   }
 
  private:
   friend class Authenticator;
   CallPermit() = default;
-  std::shared_ptr<std::atomic<int32_t>> in_flight_;  // null if there is no place to give back
+  std::shared_ptr<ClientCounts> counts_;  // null if there is no place to give back
+  std::string client_;
 };
 
 // Checks `authorization: Bearer TOKEN` against the file of tokens, which is read again when it
@@ -53,35 +55,48 @@ class CallPermit {
 // interceptor cannot answer a call. Thread-safe; a permit may outlive it.
 class Authenticator {
  public:
-  // Without a token file every call is admitted. Errors name the key, the file and the line.
-  // `logger` must outlive it.
+  // Without a token file every call is admitted. `max_requests_per_client` bounds the generations
+  // that a token without a limit of its own, or without tokens a client, has in flight; 0 is no
+  // bound. Errors name the key, the file and the line. `logger` must outlive it.
   static absl::StatusOr<std::unique_ptr<Authenticator>> Create(const ServerConfig::Auth& config,
+                                                               int32_t max_requests_per_client,
                                                                const Logger* logger);
 
-  // Unauthenticated without a token of the file; ResourceExhausted, naming the token and its limit,
-  // if it has as many generations in flight as it may.
+  // Unauthenticated without a token of the file; ResourceExhausted, naming the client and the
+  // limit, if the client has as many generations in flight as it may.
   absl::StatusOr<CallPermit> Admit(const grpc::ServerContextBase& call, CallCost cost) const;
 
-  // The same for the value of the `authorization` header, or none.
+  // The same for the value of the `authorization` header, or none, and for who calls if there are
+  // no tokens.
   absl::StatusOr<CallPermit> Admit(std::optional<std::string_view> authorization,
-                                   CallCost cost) const;
+                                   const std::string& client, CallCost cost) const;
 
  private:
   struct Table {
     std::string text;  // of the file
     std::vector<TokenEntry> entries;
-    std::vector<std::shared_ptr<std::atomic<int32_t>>> in_flight;  // of each entry
   };
 
-  Authenticator(const ServerConfig::Auth& config, const Logger* logger)
-      : config_(config), logger_(logger) {}
+  Authenticator(const ServerConfig::Auth& config, int32_t max_requests_per_client,
+                const Logger* logger)
+      : config_(config), max_requests_per_client_(max_requests_per_client), logger_(logger) {}
+  absl::StatusOr<CallPermit> AdmitToken(const Table& table,
+                                        std::optional<std::string_view> authorization,
+                                        CallCost cost) const;
+  // `limit_name` is what the message calls the limit.
+  absl::StatusOr<CallPermit> Count(const std::string& client, int32_t limit,
+                                   std::string_view limit_name) const;
   // `old`, if it is not null and the file has not changed since.
   absl::StatusOr<std::shared_ptr<const Table>> Read(std::shared_ptr<const Table> old) const;
   void Reload();
   std::shared_ptr<const Table> table() const;
 
   const ServerConfig::Auth config_;
+  const int32_t max_requests_per_client_;
   const Logger* const logger_;
+  // By "token 'a'" or "client 10.1.2.3": what is in flight goes on counting for the name, whatever
+  // its token has become.
+  const std::shared_ptr<ClientCounts> counts_ = std::make_shared<ClientCounts>();
   mutable Mutex mutex_;
   std::shared_ptr<const Table> table_ ABSL_GUARDED_BY(mutex_);  // null if no token is needed
   absl::Status reported_;               // of the last reload; the reloader's own

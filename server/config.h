@@ -26,8 +26,22 @@ struct ServerConfig {
     double drain_timeout_seconds = 30;
     double stuck_step_seconds = 60;
     double stuck_grace_seconds = 30;
+    double slow_reader_seconds = 60;
+    std::string unix_socket_mode = "0600";
+    bool orca = false;
     bool operator==(const Server&) const = default;
   } server;
+
+  struct Connections {
+    double keepalive_seconds = 60;
+    double keepalive_timeout_seconds = 20;
+    double min_ping_seconds = 10;
+    double max_idle_seconds = 0;
+    double max_age_seconds = 0;
+    double max_age_grace_seconds = 0;
+    int32_t max_streams = 0;
+    bool operator==(const Connections&) const = default;
+  } connections;
 
   struct Tls {
     std::string certificate;  // empty: plain text
@@ -48,6 +62,7 @@ struct ServerConfig {
   struct Limits {
     int32_t max_prompt_tokens = 0;
     int32_t max_new_tokens = 0;
+    int32_t max_requests_per_client = 0;
     bool operator==(const Limits&) const = default;
   } limits;
 
@@ -75,6 +90,7 @@ struct ServerConfig {
     int32_t max_context = 0;
     int32_t max_waiting = 256;
     int64_t max_waiting_tokens = 1'000'000;
+    bool refuse_late = false;
     bool operator==(const Scheduler&) const = default;
   } scheduler;
 

@@ -39,6 +39,12 @@ bool IsListenAddress(std::string_view value) {
 
 bool IsNotEmpty(std::string_view value) { return !value.empty(); }
 
+// Three octal digits, behind a 0 or not.
+bool IsFileMode(std::string_view value) {
+  if (value.size() == 4 && value.front() == '0') value.remove_prefix(1);
+  return value.size() == 3 && value.find_first_not_of("01234567") == std::string_view::npos;
+}
+
 constexpr double kDay = 86400;
 
 #define FIELD(member) [](ServerConfig& c) -> ConfigField { return &c.member; }
@@ -80,6 +86,56 @@ constexpr ConfigKey kKeys[] = {
      .help = "How long after that the step may still end before the requests of its worker fail "
              "with INTERNAL. In a drain they fail without it.",
      .max = kDay},
+    {.name = "server.slow_reader_seconds",
+     .field = FIELD(server.slow_reader_seconds),
+     .help = "A client that leaves one message unread for this long loses its call, which is "
+             "cancelled. 0: never.",
+     .max = kDay},
+    {.name = "server.unix_socket_mode",
+     .field = FIELD(server.unix_socket_mode),
+     .help =
+         "Who may connect to a Unix socket: its permission bits, in octal. 0660 lets the group.",
+     .form = "three octal digits like 0660",
+     .has_form = IsFileMode},
+    {.name = "server.orca",
+     .field = FIELD(server.orca),
+     .help = "Whether every answer of Generate and GenerateStream ends with the load (ORCA's "
+             "endpoint-load-metrics-bin), or only where the client asks by the metadata "
+             "endpoint-load-metrics-format: bin."},
+
+    {.name = "connections.keepalive_seconds",
+     .field = FIELD(connections.keepalive_seconds),
+     .help = "A connection that is silent for this long is pinged, so that a client that is gone "
+             "is noticed. 0: never.",
+     .max = kDay},
+    {.name = "connections.keepalive_timeout_seconds",
+     .field = FIELD(connections.keepalive_timeout_seconds),
+     .help = "How long the answer to that ping may take before the connection is closed and its "
+             "calls are cancelled.",
+     .max = kDay,
+     .above_min = true},
+    {.name = "connections.min_ping_seconds",
+     .field = FIELD(connections.min_ping_seconds),
+     .help = "The shortest time between two pings of a client. One that keeps pinging more often "
+             "is disconnected.",
+     .max = kDay},
+    {.name = "connections.max_idle_seconds",
+     .field = FIELD(connections.max_idle_seconds),
+     .help = "A connection without calls is closed after this long. 0: never.",
+     .max = kDay},
+    {.name = "connections.max_age_seconds",
+     .field = FIELD(connections.max_age_seconds),
+     .help = "A connection takes no new calls once it is this old, give or take a tenth: its "
+             "client connects anew, perhaps to another replica. 0: never.",
+     .max = kDay},
+    {.name = "connections.max_age_grace_seconds",
+     .field = FIELD(connections.max_age_grace_seconds),
+     .help = "How long the calls of such a connection may go on before they are cancelled. 0: to "
+             "their end.",
+     .max = kDay},
+    {.name = "connections.max_streams",
+     .field = FIELD(connections.max_streams),
+     .help = "Calls in flight on one connection; a client holds back those above. 0: any number."},
 
     {.name = "tls.certificate",
      .field = FIELD(tls.certificate),
@@ -126,6 +182,11 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(limits.max_new_tokens),
      .help = "The most tokens that a request may ask for; one that asks for more is refused with "
              "INVALID_ARGUMENT. 0: what the context allows."},
+    {.name = "limits.max_requests_per_client",
+     .field = FIELD(limits.max_requests_per_client),
+     .help = "Requests in flight of one client: of a token that has no max_requests of its own, "
+             "or without tokens of a client certificate's subject, or else of an address. One more "
+             "is refused with RESOURCE_EXHAUSTED. 0: any number."},
 
     {.name = "model.path",
      .field = FIELD(model.path),
@@ -186,6 +247,10 @@ constexpr ConfigKey kKeys[] = {
      .help = "Prompt tokens that may wait for one worker. A request above that is refused.",
      .min = 1,
      .max = 1e12},
+    {.name = "scheduler.refuse_late",
+     .field = FIELD(scheduler.refuse_late),
+     .help = "Whether a request that cannot meet its deadline at the present rate is refused at "
+             "once, with RESOURCE_EXHAUSTED, rather than cancelled when the deadline comes."},
 
     {.name = "kv_cache.block_size",
      .field = FIELD(kv_cache.block_size),

@@ -12,6 +12,7 @@
 #include "engine/status_macros.h"
 #include "engine/thread_name.h"
 #include "server/backend_factory.h"
+#include "server/connection_options.h"
 #include "server/read_file.h"
 
 namespace ferrite {
@@ -97,7 +98,9 @@ absl::Status Server::Secure() {
         {{"listen", config_.server.listen},
          {"message", "whoever sees the traffic can take the tokens: set tls.certificate"}});
   }
-  ASSIGN_OR_RETURN(authenticator_, Authenticator::Create(config_.auth, logger_));
+  ASSIGN_OR_RETURN(
+      authenticator_,
+      Authenticator::Create(config_.auth, config_.limits.max_requests_per_client, logger_));
   return absl::OkStatus();
 }
 
@@ -115,6 +118,9 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   grpc::ServerBuilder builder;
   // Without this, a second server on the same port would silently share its connections.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  for (const auto& [name, value] : ConnectionArguments(config_.connections)) {
+    builder.AddChannelArgument(name, value);
+  }
   builder.SetMaxReceiveMessageSize(config_.server.max_message_bytes);
   builder.SetMaxSendMessageSize(-1);
   builder.AddListeningPort(config_.server.listen,

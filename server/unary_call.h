@@ -9,6 +9,9 @@
 
 namespace ferrite {
 
+// When to try again what was refused, though it costs little.
+constexpr double kShortCallRetrySeconds = 1;
+
 // Asks `authenticator`, parses a Request, calls `serve(const Request&, Response*)`, which returns
 // an absl::Status, and finishes the call with what came of it.
 template <typename Request, typename Response, typename Serve>
@@ -29,7 +32,7 @@ grpc::ServerUnaryReactor* AnswerUnary(const Authenticator& authenticator,
     *response_bytes = SerializeMessage(response);
   }
   grpc::ServerUnaryReactor* const reactor = call->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
+  reactor->Finish(ToGrpcStatus(status, kShortCallRetrySeconds, call));
   return reactor;
 }
 

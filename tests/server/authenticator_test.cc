@@ -30,12 +30,12 @@ class AuthenticatorTest : public ::testing::Test {
  protected:
   ~AuthenticatorTest() override { std::remove(path_.c_str()); }
 
-  std::unique_ptr<Authenticator> Make(const std::string& text) {
+  std::unique_ptr<Authenticator> Make(const std::string& text, int32_t max_per_client = 0) {
     ReplaceFile(path_, text);
     ServerConfig::Auth config;
     config.token_file = path_;
     config.reload_seconds = 0.01;
-    auto made = Authenticator::Create(config, &logger_);
+    auto made = Authenticator::Create(config, max_per_client, &logger_);
     EXPECT_TRUE(made.ok()) << made.status();
     return made.ok() ? *std::move(made) : nullptr;
   }
@@ -63,11 +63,11 @@ class AuthenticatorTest : public ::testing::Test {
 
 absl::StatusCode Code(const Authenticator& authenticator,
                       std::optional<std::string_view> authorization) {
-  return authenticator.Admit(authorization, CallCost::kShort).status().code();
+  return authenticator.Admit(authorization, "", CallCost::kShort).status().code();
 }
 
 TEST_F(AuthenticatorTest, WithoutAFileEverybodyMayCall) {
-  const auto open = Authenticator::Create(ServerConfig::Auth(), &logger_);
+  const auto open = Authenticator::Create(ServerConfig::Auth(), 0, &logger_);
   ASSERT_TRUE(open.ok());
   EXPECT_EQ(Code(**open, std::nullopt), absl::StatusCode::kOk);
   EXPECT_EQ(Code(**open, "Bearer whatever"), absl::StatusCode::kOk);
@@ -89,7 +89,7 @@ TEST_F(AuthenticatorTest, AdmitsTheTokensOfTheFileAlone) {
 TEST_F(AuthenticatorTest, BoundsTheGenerationsOfEachTokenByItself) {
   const auto authenticator = Make(Line("a", "one", " max_requests=2") + Line("b", "two"));
   const auto admit = [&](const char* authorization) {
-    return authenticator->Admit(authorization, CallCost::kGeneration);
+    return authenticator->Admit(authorization, "", CallCost::kGeneration);
   };
   auto first = admit("Bearer one");
   auto second = admit("Bearer one");
@@ -109,6 +109,37 @@ TEST_F(AuthenticatorTest, BoundsTheGenerationsOfEachTokenByItself) {
   EXPECT_TRUE(admit("Bearer one").ok());
 }
 
+TEST_F(AuthenticatorTest, TheGeneralLimitIsForTokensWithoutTheirOwn) {
+  const auto authenticator = Make(Line("a", "one", " max_requests=2") + Line("b", "two"), 1);
+  const auto admit = [&](const char* authorization) {
+    return authenticator->Admit(authorization, "client unix", CallCost::kGeneration);
+  };
+  const auto one = admit("Bearer one"), another = admit("Bearer one"), two = admit("Bearer two");
+  EXPECT_TRUE(one.ok() && another.ok() && two.ok()) << "whoever calls, the token counts";
+  EXPECT_EQ(admit("Bearer one").status().message(),
+            "token 'a' has 2 requests in flight; its limit (max_requests) is 2");
+  EXPECT_EQ(admit("Bearer two").status(),
+            absl::ResourceExhaustedError("token 'b' has 1 requests in flight; its limit "
+                                         "(limits.max_requests_per_client) is 1"));
+}
+
+TEST_F(AuthenticatorTest, WithoutTokensEachClientHasTheGeneralLimit) {
+  const auto open = Authenticator::Create(ServerConfig::Auth(), 1, &logger_);
+  ASSERT_TRUE(open.ok());
+  const auto admit = [&](const char* client, CallCost cost = CallCost::kGeneration) {
+    return (*open)->Admit(std::nullopt, client, cost);
+  };
+  auto held = admit("client 10.0.0.1");
+  ASSERT_TRUE(held.ok());
+  EXPECT_EQ(admit("client 10.0.0.1").status(),
+            absl::ResourceExhaustedError("client 10.0.0.1 has 1 requests in flight; its limit "
+                                         "(limits.max_requests_per_client) is 1"));
+  EXPECT_TRUE(admit("client 10.0.0.1", CallCost::kShort).ok());
+  EXPECT_TRUE(admit("client 10.0.0.2").ok());
+  held->Release();
+  EXPECT_TRUE(admit("client 10.0.0.1").ok());
+}
+
 TEST_F(AuthenticatorTest, NeverAdmitsMoreThanTheLimitFromManyThreads) {
   const auto authenticator = Make(Line("a", "one", " max_requests=3"));
   std::atomic<int> holding{0}, most{0}, admitted{0};
@@ -116,7 +147,7 @@ TEST_F(AuthenticatorTest, NeverAdmitsMoreThanTheLimitFromManyThreads) {
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([&] {
       for (int j = 0; j < 2000; ++j) {
-        const auto permit = authenticator->Admit("Bearer one", CallCost::kGeneration);
+        const auto permit = authenticator->Admit("Bearer one", "", CallCost::kGeneration);
         if (!permit.ok()) continue;
         ++admitted;
         const int now = ++holding;
@@ -129,21 +160,21 @@ TEST_F(AuthenticatorTest, NeverAdmitsMoreThanTheLimitFromManyThreads) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_LE(most, 3);
   EXPECT_GT(admitted, 0);
-  const auto a = authenticator->Admit("Bearer one", CallCost::kGeneration);
-  const auto b = authenticator->Admit("Bearer one", CallCost::kGeneration);
-  const auto c = authenticator->Admit("Bearer one", CallCost::kGeneration);
+  const auto a = authenticator->Admit("Bearer one", "", CallCost::kGeneration);
+  const auto b = authenticator->Admit("Bearer one", "", CallCost::kGeneration);
+  const auto c = authenticator->Admit("Bearer one", "", CallCost::kGeneration);
   EXPECT_TRUE(a.ok() && b.ok() && c.ok()) << "all places were given back";
 }
 
 TEST_F(AuthenticatorTest, ReadsTheFileAgainWhenItChanges) {
   const auto authenticator = Make(Line("a", "one", " max_requests=1"));
-  const auto held = authenticator->Admit("Bearer one", CallCost::kGeneration);
+  const auto held = authenticator->Admit("Bearer one", "", CallCost::kGeneration);
   ASSERT_TRUE(held.ok());
   ReplaceFile(path_, Line("c", "three") + Line("a", "new", " max_requests=1"));
   ASSERT_TRUE(Logs("tokens_loaded")) << log();
   EXPECT_EQ(Code(*authenticator, "Bearer one"), absl::StatusCode::kUnauthenticated);
   EXPECT_EQ(Code(*authenticator, "Bearer three"), absl::StatusCode::kOk);
-  EXPECT_EQ(authenticator->Admit("Bearer new", CallCost::kGeneration).status().code(),
+  EXPECT_EQ(authenticator->Admit("Bearer new", "", CallCost::kGeneration).status().code(),
             absl::StatusCode::kResourceExhausted)
       << "a token that was replaced leaves its requests to the name";
 }
@@ -170,11 +201,11 @@ TEST_F(AuthenticatorTest, KeepsTheOldTokensWhileTheFileIsWrong) {
 TEST_F(AuthenticatorTest, CreateNamesTheKeyAndTheFile) {
   ServerConfig::Auth config;
   config.token_file = "/nowhere/tokens";
-  EXPECT_EQ(Authenticator::Create(config, &logger_).status().message(),
+  EXPECT_EQ(Authenticator::Create(config, 0, &logger_).status().message(),
             "auth.token_file is '/nowhere/tokens', which cannot be opened: No such file or "
             "directory");
   config.token_file = "/";
-  EXPECT_THAT(Authenticator::Create(config, &logger_).status().message(),
+  EXPECT_THAT(Authenticator::Create(config, 0, &logger_).status().message(),
               HasSubstr("auth.token_file is '/', which cannot be read"));
 }
 

@@ -67,32 +67,36 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
 TEST(ConfigTest, ReadsEveryKey) {
   const auto config = Read(R"(
 server: {listen: "[::1]:0", max_message_bytes: 1024, reflection: false,
-         drain_grace_seconds: 0.5, drain_timeout_seconds: 0}
+         drain_grace_seconds: 0.5, drain_timeout_seconds: 0, stuck_step_seconds: 6,
+         stuck_grace_seconds: 7, slow_reader_seconds: 8, unix_socket_mode: 0660, orca: true}
+connections: {keepalive_seconds: 1, keepalive_timeout_seconds: 2, min_ping_seconds: 3,
+              max_idle_seconds: 4, max_age_seconds: 5, max_age_grace_seconds: 6, max_streams: 7}
 tls: {certificate: a.crt, key: a.key, client_ca: ca.crt, client_certificates: optional,
       reload_seconds: 0.5}
 auth: {token_file: tokens, reload_seconds: 2}
-limits: {max_prompt_tokens: 9, max_new_tokens: 17}
+limits: {max_prompt_tokens: 9, max_new_tokens: 17, max_requests_per_client: 3}
 model: {path: /models/other, name: served}
 backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75}
 workers:
   - devices: [0]
   - {devices: [0]}
 scheduler: {max_running: 8, max_step_tokens: 8, max_context: 100, max_waiting: 5,
-            max_waiting_tokens: 1000000000000}
+            max_waiting_tokens: 1000000000000, refuse_late: true}
 kv_cache: {block_size: 32, blocks: 7, memory_mb: 9}
 defaults: {temperature: 0, top_k: 40, top_p: 0.9, min_p: 0.05, max_new_tokens: 17}
 log: {format: json, level: debug}
 )");
   ASSERT_TRUE(config.ok()) << config.status();
   ServerConfig expected;
-  expected.server = {"[::1]:0", 1024, false, 0.5, 0};
+  expected.server = {"[::1]:0", 1024, false, 0.5, 0, 6, 7, 8, "0660", true};
+  expected.connections = {1, 2, 3, 4, 5, 6, 7};
   expected.tls = {"a.crt", "a.key", "ca.crt", "optional", 0.5};
   expected.auth = {"tokens", 2};
-  expected.limits = {9, 17};
+  expected.limits = {9, 17, 3};
   expected.model = {"/models/other", "served"};
   expected.backend = {"cpu", "bf16", 3, 0.75};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
-  expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000};
+  expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true};
   expected.kv_cache = {32, 7, 9};
   expected.defaults = {0, 40, 0.9, 0.05, 17};
   expected.log = {"json", "debug"};
@@ -189,6 +193,19 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"server.drain_timeout_seconds", "1e3", "inf"},
         BoundCase{"server.drain_timeout_seconds", "1e3", "nan"},
         BoundCase{"server.stuck_step_seconds", "1", "0.9"},
+        BoundCase{"server.slow_reader_seconds", "0", "-1"},
+        BoundCase{"server.unix_socket_mode", "0777", "0778"},
+        BoundCase{"server.unix_socket_mode", "660", "1660"},
+        BoundCase{"server.unix_socket_mode", "0600", "60"}, BoundCase{"server.orca", "true", "yes"},
+        BoundCase{"connections.keepalive_seconds", "0", "-0.1"},
+        BoundCase{"connections.keepalive_timeout_seconds", "0.1", "0"},
+        BoundCase{"connections.min_ping_seconds", "0", "-1"},
+        BoundCase{"connections.max_idle_seconds", "86400", "86401"},
+        BoundCase{"connections.max_age_seconds", "86400", "86401"},
+        BoundCase{"connections.max_age_grace_seconds", "0", "-1"},
+        BoundCase{"connections.max_streams", "0", "-1"},
+        BoundCase{"limits.max_requests_per_client", "0", "-1"},
+        BoundCase{"scheduler.refuse_late", "true", "1"},
         BoundCase{"server.listen", "localhost:65535", "localhost:65536"},
         BoundCase{"server.listen", "[::]:1", "::1"}, BoundCase{"server.listen", "a:0", ":0"},
         BoundCase{"server.listen", "a:0", "a"}, BoundCase{"server.listen", "a:0", "a:"},

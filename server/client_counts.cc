@@ -1,0 +1,59 @@
+#include "server/client_counts.h"
+
+#include <grpc/grpc_security_constants.h>
+
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+
+namespace ferrite {
+
+absl::Status ClientCounts::Add(const std::string& client, int32_t limit,
+                               std::string_view limit_name) {
+  MutexLock lock(&mutex_);
+  const auto [entry, first] = in_flight_.try_emplace(client, 0);
+  if (limit > 0 && entry->second >= limit) {
+    return absl::ResourceExhaustedError(absl::StrCat(client, " has ", entry->second,
+                                                     " requests in flight; its limit (",
+                                                     std::string(limit_name), ") is ", limit));
+  }
+  ++entry->second;
+  return absl::OkStatus();
+}
+
+void ClientCounts::Remove(const std::string& client) {
+  MutexLock lock(&mutex_);
+  const auto entry = in_flight_.find(client);
+  if (--entry->second == 0) in_flight_.erase(entry);
+}
+
+size_t ClientCounts::size() const {
+  MutexLock lock(&mutex_);
+  return in_flight_.size();
+}
+
+std::string ClientOf(const grpc::ServerContextBase& call) {
+  if (const auto auth = call.auth_context(); auth != nullptr && auth->IsPeerAuthenticated()) {
+    const std::vector<grpc::string_ref> subjects =
+        auth->FindPropertyValues(GRPC_X509_SUBJECT_PROPERTY_NAME);
+    if (!subjects.empty()) {
+      return absl::StrCat("client ", std::string(subjects[0].data(), subjects[0].size()));
+    }
+  }
+  return ClientOfPeer(call.peer());
+}
+
+std::string ClientOfPeer(std::string_view peer) {
+  if (peer.starts_with("unix")) return "client unix";
+  const size_t scheme = peer.find(':');
+  if (scheme != std::string_view::npos) peer.remove_prefix(scheme + 1);
+  const size_t port = peer.rfind(':');
+  // gRPC writes the brackets of an IPv6 address as they stand in a URI.
+  return absl::StrCat("client ",
+                      absl::StrReplaceAll(std::string(peer.substr(0, port)),
+                                          {{"%5B", ""}, {"%5D", ""}, {"[", ""}, {"]", ""}}));
+}
+
+}  // namespace ferrite
