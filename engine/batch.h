@@ -119,6 +119,11 @@ struct LogprobList {
     top.insert(top.end(), likeliest.begin(), likeliest.end());
     top_offsets.push_back(static_cast<int32_t>(top.size()));
   }
+  void Reserve(int32_t num_tokens, int32_t num_top) {
+    own.reserve(num_tokens);
+    top_offsets.reserve(size_t{1} + num_tokens);
+    top.reserve(int64_t{num_tokens} * num_top);
+  }
   void Clear() {
     own.clear();
     top_offsets.clear();

@@ -58,6 +58,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     // Any worker must be able to serve any admitted request to its end.
     engine->max_end_token_ids_ = std::min(engine->max_end_token_ids_, info.max_end_token_ids);
     engine->adjusts_logits_ = engine->adjusts_logits_ && info.adjusts_logits;
+    engine->scores_tokens_ = engine->scores_tokens_ && info.scores_tokens;
+    engine->pools_ = engine->pools_ && info.pools;
     const int64_t pool_tokens = int64_t{info.num_blocks} * info.block_size;
     engine->context_length_ = static_cast<int32_t>(
         std::min<int64_t>({engine->context_length_, info.max_sequence_length, pool_tokens}));
@@ -66,7 +68,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     Engine* const self = engine.get();
     engine->workers_.push_back(std::make_unique<Worker>(
         std::move(backend), options.scheduler, options.admission,
-        [self](const Sequence& sequence) { self->Forget(sequence.request().id); }));
+        [self](const Sequence& sequence) { self->OnFinished(sequence.request().id); }));
   }
   return engine;
 }
@@ -119,7 +121,7 @@ int32_t Engine::FailStuckRequests(double grace_seconds) {
       MutexLock lock(&mutex_);
       for (const auto& [id, request] : in_flight_) {
         if (request.worker == i) {
-          streams.push_back(request.stream);
+          streams.insert(streams.end(), request.streams.begin(), request.streams.end());
         }
       }
     }
@@ -133,7 +135,7 @@ int32_t Engine::FailStuckRequests(double grace_seconds) {
 
 absl::Status Engine::CheckRoom() const {
   ASSIGN_OR_RETURN(const size_t worker, LeastLoaded());
-  return workers_[worker]->CheckRoom(0);
+  return workers_[worker]->CheckRoom(/*requests=*/1, /*prompt_tokens=*/0);
 }
 
 int64_t Engine::MaxNewTokens(int64_t prompt_tokens) const {
@@ -141,8 +143,7 @@ int64_t Engine::MaxNewTokens(int64_t prompt_tokens) const {
 }
 
 absl::Status Engine::Validate(const EngineRequest& request) const {
-  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
-  if (prompt_tokens == 0) {
+  if (request.prompt.empty()) {
     return absl::InvalidArgumentError("the prompt has no tokens; at least 1 is needed");
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
@@ -151,6 +152,23 @@ absl::Status Engine::Validate(const EngineRequest& request) const {
                                                      "; the vocabulary has ids 0 to ",
                                                      vocab_size_ - 1));
     }
+  }
+  RETURN_IF_ERROR(ValidateLength(request));
+  RETURN_IF_ERROR(ValidateServed(request));
+  if (request.deadline <= Clock::now()) {
+    return absl::DeadlineExceededError("the request's deadline has passed already");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::ValidateLength(const EngineRequest& request) const {
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (request.pooling != Pooling::kNone) {
+    if (prompt_tokens > context_length_) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the input has ", prompt_tokens, " tokens; the context has room for ", context_length_));
+    }
+    return absl::OkStatus();
   }
   if (MaxNewTokens(prompt_tokens) < 1) {
     return absl::InvalidArgumentError(
@@ -163,51 +181,110 @@ absl::Status Engine::Validate(const EngineRequest& request) const {
                      prompt_tokens, " tokens in a context of ", context_length_,
                      " it must be from 1 to ", MaxNewTokens(prompt_tokens)));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::ValidateServed(const EngineRequest& request) const {
+  const std::string& device = worker_info(0).device;
   if (const auto ends = static_cast<int64_t>(request.sampling.end_token_ids.size());
       ends > max_end_token_ids_) {
     return absl::InvalidArgumentError(
         absl::StrCat("stopping.stop_token_ids and the model's end tokens are ", ends,
-                     " ids together; the backend ", worker_info(0).device, " takes at most ",
-                     max_end_token_ids_));
+                     " ids together; the backend ", device, " takes at most ", max_end_token_ids_));
   }
   if (request.sampling.adjusts_logits() && !adjusts_logits_) {
     return absl::UnimplementedError(
         absl::StrCat("sampling's penalties, logit_bias, allowed_token_ids and banned_token_ids are "
                      "not served by the backend ",
-                     worker_info(0).device));
+                     device));
   }
-  if (request.deadline <= Clock::now()) {
-    return absl::DeadlineExceededError("the request's deadline has passed already");
+  if (request.num_prompt_logprobs >= 0 && !scores_tokens_) {
+    return absl::UnimplementedError(
+        absl::StrCat("output.prompt_logprobs is not served by the backend ", device));
+  }
+  if (request.pooling != Pooling::kNone && !pools_) {
+    return absl::UnimplementedError(absl::StrCat("Embed is not served by the backend ", device));
   }
   return absl::OkStatus();
 }
 
 absl::Status Engine::Submit(EngineRequest request, std::shared_ptr<TokenStream> stream) {
-  RETURN_IF_ERROR(Validate(request));
-  ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
-  Worker* const worker = workers_[index].get();
-  RETURN_IF_ERROR(worker->CheckRoom(static_cast<int64_t>(request.prompt.size())));
+  return Submit(std::move(request), std::vector{std::move(stream)});
+}
 
-  const std::string id = request.id;
+absl::Status Engine::Submit(EngineRequest request,
+                            std::vector<std::shared_ptr<TokenStream>> samples) {
+  RETURN_IF_ERROR(Validate(request));
+  std::shared_ptr<SampleGroup> group;
+  if (samples.size() > 1) {
+    group = std::make_shared<SampleGroup>();
+    group->running.reserve(samples.size());
+  }
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (std::shared_ptr<TokenStream>& stream : samples) {
+    EngineRequest sample = request;
+    sample.sampling.sample_index = static_cast<uint32_t>(sequences.size());
+    sample.num_prompt_logprobs = sequences.empty() ? request.num_prompt_logprobs : -1;
+    sequences.push_back(
+        std::make_unique<Sequence>(std::move(sample), *tokenizer_, block_size_, std::move(stream)));
+    sequences.back()->scheduling.group = group;
+  }
+  return SubmitSequences(request.id, std::move(sequences));
+}
+
+absl::Status Engine::SubmitAll(std::vector<EngineRequest> requests,
+                               std::vector<std::shared_ptr<TokenStream>> streams) {
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (const absl::Status status = Validate(requests[i]); !status.ok()) {
+      const std::string which = requests.size() == 1 ? "" : absl::StrCat("input ", i, ": ");
+      return absl::Status(status.code(), absl::StrCat(which, std::string(status.message())));
+    }
+  }
+  const std::string id = requests.front().id;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    sequences.push_back(std::make_unique<Sequence>(std::move(requests[i]), *tokenizer_, block_size_,
+                                                   std::move(streams[i])));
+  }
+  return SubmitSequences(id, std::move(sequences));
+}
+
+absl::Status Engine::SubmitSequences(const std::string& id,
+                                     std::vector<std::unique_ptr<Sequence>> sequences) {
+  const auto requests = static_cast<int32_t>(sequences.size());
+  if (const int32_t most = options_.admission.max_waiting_requests; requests > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the call makes ", requests,
+                     " requests, counting each sample and each input; "
+                     "the queue (scheduler.max_waiting) has room for ",
+                     most));
+  }
+  ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
+  InFlight in_flight{.streams = {}, .num_running = sequences.size(), .worker = index};
+  for (const std::unique_ptr<Sequence>& sequence : sequences) {
+    in_flight.streams.push_back(sequence->stream());
+  }
   {
     MutexLock lock(&mutex_);
-    if (!in_flight_.emplace(id, InFlight{stream, index}).second) {
+    if (!in_flight_.emplace(id, std::move(in_flight)).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("request_id is '", id, "'; a request with this id is in flight"));
     }
   }
-  auto sequence =
-      std::make_unique<Sequence>(std::move(request), *tokenizer_, block_size_, std::move(stream));
-  absl::Status status = worker->Submit(sequence);
+  absl::Status status = workers_[index]->Submit(sequences);
   if (!status.ok()) {
-    Forget(id);
+    MutexLock lock(&mutex_);
+    in_flight_.erase(id);
   }
   return status;
 }
 
-void Engine::Forget(const std::string& request_id) {
+void Engine::OnFinished(const std::string& request_id) {
   MutexLock lock(&mutex_);
-  in_flight_.erase(request_id);
+  const auto found = in_flight_.find(request_id);
+  if (found != in_flight_.end() && --found->second.num_running == 0) {
+    in_flight_.erase(found);
+  }
 }
 
 absl::Status Engine::Abort(const std::string& request_id) {
@@ -217,7 +294,9 @@ absl::Status Engine::Abort(const std::string& request_id) {
     return absl::NotFoundError(
         absl::StrCat("request_id is '", request_id, "'; no request with this id is in flight"));
   }
-  found->second.stream->Abort();
+  for (const std::shared_ptr<TokenStream>& stream : found->second.streams) {
+    stream->Abort();
+  }
   return absl::OkStatus();
 }
 

@@ -40,13 +40,24 @@ class Engine {
   // The most new tokens that a prompt of this length may ask for; 0 or less if it does not fit.
   int64_t MaxNewTokens(int64_t prompt_tokens) const;
 
-  // Hands the request to the worker with the fewest tokens outstanding, of those that neither
-  // failed nor are stuck; its output comes through `stream`. InvalidArgument if it could never run
-  // (empty prompt, token out of range, longer than the context or the KV pool, more end tokens than
-  // the backends take, an id already in flight), DeadlineExceeded if its deadline has passed,
-  // ResourceExhausted if the queue is full, Unavailable when shutting down or if no worker can
-  // serve. Nothing is kept of a request that is refused.
+  // Hands a request to the worker with the fewest tokens outstanding, of those that neither failed
+  // nor are stuck. Each of `samples` gets one output, drawn with its index as sample_index; they
+  // share the blocks of the prompt, and the first also gets the prompt's log-probabilities.
+  //
+  // InvalidArgument if it could never run (empty prompt, token out of range, longer than the
+  // context or the KV pool, more end tokens than the backends take, more samples than the queue
+  // holds, an id already in flight), Unimplemented if the backends do not serve what it asks for,
+  // DeadlineExceeded if its deadline has passed, ResourceExhausted if the queue is full,
+  // Unavailable when shutting down or if no worker can serve. Nothing is kept of a request that is
+  // refused.
+  absl::Status Submit(EngineRequest request, std::vector<std::shared_ptr<TokenStream>> samples);
   absl::Status Submit(EngineRequest request, std::shared_ptr<TokenStream> stream);
+
+  // The same for the requests of one call, at least one, all of one id: each has its own prompt and
+  // stream. All are taken, or none; an error is that of the first that is at fault, after its index
+  // if there are several.
+  absl::Status SubmitAll(std::vector<EngineRequest> requests,
+                         std::vector<std::shared_ptr<TokenStream>> streams);
 
   // Ends the request in flight with this id. NotFound if there is none.
   absl::Status Abort(const std::string& request_id);
@@ -69,6 +80,7 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   // Whether every worker does as SamplingParams::adjusts_logits() asks.
   bool adjusts_logits() const { return adjusts_logits_; }
+  int32_t hidden_size() const { return worker_info(0).hidden_size; }
   // The most tokens that prompt and output may have together.
   int32_t context_length() const { return context_length_; }
 
@@ -78,10 +90,14 @@ class Engine {
  private:
   Engine(EngineOptions options, const Tokenizer* tokenizer);
   absl::Status Validate(const EngineRequest& request) const;
+  absl::Status ValidateLength(const EngineRequest& request) const;
+  absl::Status ValidateServed(const EngineRequest& request) const;
+  absl::Status SubmitSequences(const std::string& id,
+                               std::vector<std::unique_ptr<Sequence>> sequences);
   // Of the workers that can serve; Unavailable if there is none.
   absl::StatusOr<size_t> LeastLoaded() const;
   absl::Status StuckStatus(size_t worker, double step_age_seconds) const;
-  void Forget(const std::string& request_id);
+  void OnFinished(const std::string& request_id);
 
   const EngineOptions options_;
   const Tokenizer* const tokenizer_;
@@ -90,9 +106,12 @@ class Engine {
   int32_t block_size_ = 0;
   int32_t max_end_token_ids_ = 0;
   bool adjusts_logits_ = true;
+  bool scores_tokens_ = true;
+  bool pools_ = true;
 
   struct InFlight {
-    std::shared_ptr<TokenStream> stream;
+    std::vector<std::shared_ptr<TokenStream>> streams;
+    size_t num_running = 0;  // streams that have not finished
     size_t worker = 0;
   };
   mutable Mutex mutex_;

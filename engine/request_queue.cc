@@ -1,6 +1,7 @@
 #include "engine/request_queue.h"
 
 #include <iterator>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,17 +9,18 @@
 
 namespace ferrite {
 
-absl::Status RequestQueue::CheckRoom(int64_t prompt_tokens) const {
+absl::Status RequestQueue::CheckRoom(int32_t requests, int64_t prompt_tokens) const {
   MutexLock lock(&mutex_);
-  return CheckRoomLocked(prompt_tokens);
+  return CheckRoomLocked(requests, prompt_tokens);
 }
 
-absl::Status RequestQueue::CheckRoomLocked(int64_t prompt_tokens) const {
+absl::Status RequestQueue::CheckRoomLocked(int32_t requests, int64_t prompt_tokens) const {
   RETURN_IF_ERROR(closed_);
-  if (waiting_requests_ >= limits_.max_waiting_requests) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the queue is full: ", waiting_requests_, " requests wait, and scheduler.max_waiting is ",
-        limits_.max_waiting_requests));
+  if (waiting_requests_ + requests > limits_.max_waiting_requests) {
+    const std::string these = requests == 1 ? "" : absl::StrCat(", this call has ", requests);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", waiting_requests_, " requests wait", these,
+                     ", and scheduler.max_waiting is ", limits_.max_waiting_requests));
   }
   if (waiting_tokens_ + prompt_tokens > limits_.max_waiting_tokens) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -28,14 +30,21 @@ absl::Status RequestQueue::CheckRoomLocked(int64_t prompt_tokens) const {
   return absl::OkStatus();
 }
 
-absl::Status RequestQueue::Push(std::unique_ptr<Sequence>& sequence) {
+absl::Status RequestQueue::Push(std::vector<std::unique_ptr<Sequence>>& sequences) {
+  int64_t prompt_tokens = 0;
+  for (const std::unique_ptr<Sequence>& sequence : sequences) {
+    prompt_tokens += sequence->num_waiting_tokens();
+  }
+  const auto requests = static_cast<int32_t>(sequences.size());
   MutexLock lock(&mutex_);
-  const int64_t prompt_tokens = sequence->num_prompt_tokens();
-  RETURN_IF_ERROR(CheckRoomLocked(prompt_tokens));
-  ++waiting_requests_;
+  RETURN_IF_ERROR(CheckRoomLocked(requests, prompt_tokens));
+  waiting_requests_ += requests;
   waiting_tokens_ += prompt_tokens;
-  queue_.push_back(std::move(sequence));
-  if (queue_.size() == 1) {
+  const bool was_empty = queue_.empty();
+  queue_.insert(queue_.end(), std::make_move_iterator(sequences.begin()),
+                std::make_move_iterator(sequences.end()));
+  sequences.clear();
+  if (was_empty) {
     pushed_.NotifyOne();
   }
   return absl::OkStatus();

@@ -16,17 +16,18 @@ struct AdmissionLimits {
   int64_t max_waiting_tokens = 1'000'000;  // prompt tokens
 };
 
-// Thread-safe. A request counts as waiting from Push until the worker says that it has started or
-// has been dropped, so the bounds cover those the scheduler holds back as well.
+// Thread-safe. A sequence counts as waiting from Push until the worker says that it has started or
+// has been dropped, so the bounds cover those the scheduler holds back as well. Each counts as a
+// request.
 class RequestQueue {
  public:
   explicit RequestQueue(AdmissionLimits limits) : limits_(limits) {}
 
-  // ResourceExhausted, naming the bound, if there is no room for a request with this many prompt
-  // tokens; the reason of Close once closed. CheckRoom only looks.
-  absl::Status CheckRoom(int64_t prompt_tokens) const;
-  // Takes the sequence only if it returns OK.
-  absl::Status Push(std::unique_ptr<Sequence>& sequence);
+  // ResourceExhausted, naming the bound, if there is no room for this many requests with so many
+  // prompt tokens together; the reason of Close once closed. CheckRoom only looks.
+  absl::Status CheckRoom(int32_t requests, int64_t prompt_tokens) const;
+  // Takes all the sequences if it returns OK, else none.
+  absl::Status Push(std::vector<std::unique_ptr<Sequence>>& sequences);
 
   // --- the worker ---
 
@@ -41,7 +42,8 @@ class RequestQueue {
   int32_t num_waiting() const;
 
  private:
-  absl::Status CheckRoomLocked(int64_t prompt_tokens) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckRoomLocked(int32_t requests, int64_t prompt_tokens) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const AdmissionLimits limits_;
   mutable Mutex mutex_;

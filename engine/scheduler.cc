@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/status_macros.h"
 
 namespace ferrite {
 namespace {
@@ -23,7 +24,10 @@ bool Scheduler::RunsBefore::operator()(const Sequence* a, const Sequence* b) con
 }
 
 Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer)
-    : options_(options), observer_(observer), blocks_(backend.num_blocks, backend.block_size) {
+    : options_(options),
+      hidden_size_(backend.hidden_size),
+      observer_(observer),
+      blocks_(backend.num_blocks, backend.block_size) {
   for (int32_t i = options.max_running - 1; i >= 0; --i) {
     free_slots_.push_back(SeqSlot{i});
   }
@@ -33,6 +37,7 @@ Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Obser
   for (PlannedStep& step : planned_) {
     step.sequences.reserve(options.max_running);
     step.sampled.reserve(options.max_running);
+    step.pooled.reserve(options.max_running);
   }
 }
 
@@ -55,6 +60,8 @@ void Scheduler::Plan(Clock::time_point now, Batch* batch) {
   planned.step = batch->step;
   planned.sequences.clear();
   planned.sampled.clear();
+  planned.scored.clear();
+  planned.pooled.clear();
 
   PlanRunning(/*decodes=*/true);
   PlanRunning(/*decodes=*/false);
@@ -125,7 +132,8 @@ void Scheduler::End(Sequence* sequence, const absl::Status& status, FinishReason
 // outstanding step is sampling. None once the last token allowed is in flight.
 int32_t Scheduler::TokensToCompute(const Sequence& sequence) const {
   const SchedulingState& state = sequence.scheduling;
-  if (sequence.num_generated() + state.samples_in_flight >= sequence.request().max_new_tokens) {
+  if (!sequence.pools() &&
+      sequence.num_generated() + state.samples_in_flight >= sequence.request().max_new_tokens) {
     return 0;
   }
   return sequence.num_tokens() + state.samples_in_flight - state.num_computed;
@@ -150,33 +158,73 @@ void Scheduler::PlanRunning(bool decodes) {
 }
 
 void Scheduler::Admit(Clock::time_point now) {
-  while (budget_ > 0 && !waiting_.empty() && !free_slots_.empty()) {
-    Sequence* const sequence = *waiting_.begin();
-    int64_t needed = blocks_.BlocksFor(sequence->num_tokens());
+  for (auto next = waiting_.begin();
+       next != waiting_.end() && budget_ > 0 && !free_slots_.empty();) {
+    Sequence* const sequence = *next;
+    const SharedPrompt shared = FindSharedPrompt(*sequence);
+    if (shared.coming) {
+      ++next;
+      continue;
+    }
+    int64_t needed = blocks_.BlocksFor(sequence->num_tokens()) - shared.blocks;
     if (!running_.empty()) {
       needed += BlocksPromised() + Headroom(blocks_);
     }
     if (needed > blocks_.num_free()) {
       return;
     }
-    waiting_.erase(waiting_.begin());
-    if (!sequence->started()) {
-      sequence->MarkStarted(now);
-      observer_->OnLeftWaiting(*sequence);
-    }
-    SchedulingState& state = sequence->scheduling;
-    state.phase = Phase::kRunning;
-    state.num_computed = 0;
-    state.slot = free_slots_.back();
-    free_slots_.pop_back();
-    running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),
-                    sequence);
-    batch_->slot_assignments.push_back({.slot = state.slot,
-                                        .params = &sequence->request().sampling,
-                                        .tokens = sequence->tokens(),
-                                        .num_prompt_tokens = sequence->num_prompt_tokens()});
-    PlanTokens(sequence, ReserveBlocks(sequence, std::min(TokensToCompute(*sequence), budget_)));
+    next = waiting_.erase(next);
+    Start(sequence, shared, now);
   }
+}
+
+Scheduler::SharedPrompt Scheduler::FindSharedPrompt(const Sequence& sequence) const {
+  SharedPrompt shared;
+  if (sequence.scheduling.group == nullptr || sequence.wants_prompt_logprobs()) {
+    return shared;
+  }
+  // The last token of the prompt is computed by each sample: its logits give the first token.
+  const int32_t blocks = (sequence.num_prompt_tokens() - 1) / blocks_.block_size();
+  for (const Sequence* other : sequence.scheduling.group->running) {
+    const SchedulingState& state = other->scheduling;
+    // What is planned in this very step cannot be read in it.
+    const int32_t computed =
+        state.last_planned_step == batch_->step ? state.num_computed_before : state.num_computed;
+    if (blocks > 0 && computed >= blocks * blocks_.block_size()) {
+      return {.from = other, .blocks = blocks};
+    }
+    shared.coming = blocks > 0;
+  }
+  return shared;
+}
+
+void Scheduler::Start(Sequence* sequence, const SharedPrompt& shared, Clock::time_point now) {
+  if (!sequence->started()) {
+    sequence->MarkStarted(now);
+    observer_->OnLeftWaiting(*sequence);
+  }
+  SchedulingState& state = sequence->scheduling;
+  state.phase = Phase::kRunning;
+  state.slot = free_slots_.back();
+  free_slots_.pop_back();
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),
+                  sequence);
+  if (state.group != nullptr) {
+    state.group->running.push_back(sequence);
+  }
+  batch_->slot_assignments.push_back({.slot = state.slot,
+                                      .params = &sequence->request().sampling,
+                                      .tokens = sequence->tokens(),
+                                      .num_prompt_tokens = sequence->num_prompt_tokens(),
+                                      .pooling = sequence->request().pooling});
+  for (int32_t i = 0; i < shared.blocks; ++i) {
+    const BlockId block = shared.from->scheduling.blocks[i];
+    blocks_.AddReference(block);
+    batch_->block_table_changes.push_back({state.slot, i, block});
+    state.blocks.push_back(block);
+  }
+  state.num_computed = shared.blocks * blocks_.block_size();
+  PlanTokens(sequence, ReserveBlocks(sequence, std::min(TokensToCompute(*sequence), budget_)));
 }
 
 // Blocks that running sequences still need for tokens they know already.
@@ -227,10 +275,19 @@ bool Scheduler::PreemptFor(const Sequence& sequence) {
 
 void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens) {
   SchedulingState& state = sequence->scheduling;
+  PlannedStep& planned = planned_[batch_->step % planned_.size()];
+  const EngineRequest& request = sequence->request();
   const int32_t first = state.num_computed;
   const bool from_device = first == sequence->num_tokens();
   for (int32_t position = first; position < first + num_tokens; ++position) {
     const BlockId block = state.blocks[position / blocks_.block_size()];
+    if (sequence->wants_prompt_logprobs() && position >= sequence->num_prompt_logprobs() &&
+        position + 1 < sequence->num_prompt_tokens()) {
+      batch_->scored.push_back({.token = batch_->num_tokens(),
+                                .next = request.prompt[position + 1],
+                                .num_top = request.num_prompt_logprobs});
+      planned.scored.push_back(sequence);
+    }
     batch_->token_ids.push_back(from_device ? 0 : sequence->tokens()[position]);
     batch_->positions.push_back(position);
     batch_->slot_mapping.push_back(block.value * blocks_.block_size() +
@@ -241,8 +298,12 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens) {
   batch_->seq_slots.push_back(state.slot);
   batch_->input_rows.push_back(from_device ? state.sample_row : -1);
 
-  PlannedStep& planned = planned_[batch_->step % planned_.size()];
-  if (first + num_tokens == sequence->num_tokens() + state.samples_in_flight) {
+  if (first + num_tokens < sequence->num_tokens() + state.samples_in_flight) {
+    // Tokens are left for later steps.
+  } else if (sequence->pools()) {
+    batch_->pooled_seqs.push_back(batch_->num_sequences() - 1);
+    planned.pooled.push_back(sequence);
+  } else {
     batch_->sample_seqs.push_back(batch_->num_sequences() - 1);
     batch_->output_indices.push_back(sequence->num_generated() + state.samples_in_flight);
     state.sample_row = static_cast<int32_t>(planned.sampled.size());
@@ -250,15 +311,14 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens) {
     planned.sampled.push_back(sequence);
   }
   planned.sequences.push_back(sequence);
+  state.num_computed_before = first;
   state.num_computed = first + num_tokens;
   state.last_planned_step = batch_->step;
   ++state.steps_outstanding;
   budget_ -= num_tokens;
 }
 
-absl::Status Scheduler::Complete(const StepResult& result, Clock::time_point now) {
-  assert(steps_outstanding_ > 0);
-  const PlannedStep& planned = planned_[(last_step_ - steps_outstanding_ + 1) % planned_.size()];
+absl::Status Scheduler::CheckResult(const StepResult& result, const PlannedStep& planned) const {
   const size_t rows = planned.sampled.size();
   if (result.step != planned.step || result.row_offsets.size() != rows + 1 ||
       result.row_offsets[0] != 0 ||
@@ -268,39 +328,86 @@ absl::Status Scheduler::Complete(const StepResult& result, Clock::time_point now
         " sampled rows: it is of step ", result.step, " with ", result.row_offsets.size(),
         " row offsets and ", result.token_ids.size(), " tokens"));
   }
+  for (size_t row = 0; row < rows; ++row) {
+    if (const int32_t tokens = result.row_offsets[row + 1] - result.row_offsets[row]; tokens != 1) {
+      return absl::InternalError(absl::StrCat("row ", row, " of step ", planned.step, " has ",
+                                              tokens, " tokens; 1 was asked for"));
+    }
+  }
+  const bool any_logprobs = std::any_of(
+      planned.sampled.begin(), planned.sampled.end(),
+      [](const Sequence* sequence) { return sequence->request().sampling.num_logprobs >= 0; });
+  const size_t logprobs = any_logprobs ? rows : 0;
+  const size_t values = planned.pooled.size() * hidden_size_;
+  if (result.logprobs.own.size() != logprobs || result.scores.own.size() != planned.scored.size() ||
+      result.pooled.size() != values) {
+    return absl::InternalError(
+        absl::StrCat("the backend's result of step ", planned.step, " has ", result.logprobs.size(),
+                     " log-probabilities of sampled tokens, ", result.scores.size(),
+                     " of the prompt's and ", result.pooled.size(), " pooled values; ", logprobs,
+                     ", ", planned.scored.size(), " and ", values, " were asked for"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Scheduler::Complete(const StepResult& result, Clock::time_point now) {
+  assert(steps_outstanding_ > 0);
+  const PlannedStep& planned = planned_[(last_step_ - steps_outstanding_ + 1) % planned_.size()];
+  RETURN_IF_ERROR(CheckResult(result, planned));
   --steps_outstanding_;
   for (Sequence* sequence : planned.sequences) {
     --sequence->scheduling.steps_outstanding;
   }
-  for (size_t row = 0; row < rows; ++row) {
+  // What is computed after a sequence's end nobody sees.
+  for (size_t i = 0; i < planned.scored.size(); ++i) {
+    if (Sequence* const sequence = planned.scored[i]; !sequence->finished()) {
+      AfterOutput(sequence, sequence->AcceptPromptLogprobs(result.scores[i]));
+    }
+  }
+  for (size_t i = 0; i < planned.pooled.size(); ++i) {
+    if (Sequence* const sequence = planned.pooled[i]; !sequence->finished()) {
+      const auto values = std::span(result.pooled).subspan(i * hidden_size_, hidden_size_);
+      AfterOutput(sequence, sequence->AcceptEmbedding(values, now));
+    }
+  }
+  for (size_t row = 0; row < planned.sampled.size(); ++row) {
     Sequence* const sequence = planned.sampled[row];
     --sequence->scheduling.samples_in_flight;
-    if (result.row_offsets[row + 1] - result.row_offsets[row] != 1) {
-      return absl::InternalError(absl::StrCat("row ", row, " of step ", planned.step, " has ",
-                                              result.row_offsets[row + 1] - result.row_offsets[row],
-                                              " tokens; 1 was asked for"));
-    }
     if (sequence->finished()) {
-      continue;  // sampled after its end: nobody sees this token
+      continue;
     }
-    if (sequence->AcceptToken(result.token_ids[result.row_offsets[row]], now)) {
-      to_notify_.push_back(sequence->stream());
+    LogprobView logprobs;
+    const bool wanted = sequence->request().sampling.num_logprobs >= 0;
+    if (wanted) {
+      logprobs = result.logprobs[row];
     }
-    if (sequence->finished()) {
-      observer_->OnFinished(*sequence);
-      if (sequence->scheduling.phase == Phase::kRunning) {
-        LeaveRunning(sequence, Phase::kFinished);
-      } else {
-        sequence->scheduling.phase = Phase::kFinished;
-      }
-    }
+    AfterOutput(sequence,
+                sequence->AcceptToken(result.token_ids[row], wanted ? &logprobs : nullptr, now));
   }
   FreeLeaving();
   return absl::OkStatus();
 }
 
+void Scheduler::AfterOutput(Sequence* sequence, bool tell) {
+  if (tell) {
+    to_notify_.push_back(sequence->stream());
+  }
+  if (!sequence->finished()) {
+    return;
+  }
+  observer_->OnFinished(*sequence);
+  if (sequence->scheduling.phase == Phase::kRunning) {
+    LeaveRunning(sequence, Phase::kFinished);
+  } else {
+    sequence->scheduling.phase = Phase::kFinished;
+  }
+}
+
 void Scheduler::LeaveRunning(Sequence* sequence, Phase phase) {
   running_.erase(std::find(running_.begin(), running_.end(), sequence));
+  if (const auto& group = sequence->scheduling.group; group != nullptr) {
+    group->running.erase(std::find(group->running.begin(), group->running.end(), sequence));
+  }
   sequence->scheduling.phase = phase;
   leaving_.push_back(sequence);
 }

@@ -27,6 +27,10 @@ struct SchedulerOptions {
 // preempted: it gives up its blocks and is recomputed later, from its prompt and output so far. The
 // oldest can always take the blocks of all others, so some sequence always advances.
 //
+// Samples of one prompt share the blocks that the prompt fills: one of them computes the prompt,
+// the others join when it is in the KV cache and compute what is left of it (at most one block's
+// worth) into blocks of their own. Nobody ever writes into a shared block, so none is ever copied.
+//
 // Up to two planned steps may be outstanding. A sequence's blocks are freed, whatever ended or
 // preempted it, only once the last step that includes it has been completed. Plan and Complete
 // allocate nothing in the steady state. Thread-compatible: a worker's own.
@@ -80,6 +84,14 @@ class Scheduler {
     uint64_t step = 0;
     std::vector<Sequence*> sequences;
     std::vector<Sequence*> sampled;  // by sample row
+    std::vector<Sequence*> scored;   // by entry of Batch::scored
+    std::vector<Sequence*> pooled;   // by entry of Batch::pooled_seqs
+  };
+  // The prompt's blocks that a sequence can take over from a running sample of the same prompt.
+  struct SharedPrompt {
+    const Sequence* from = nullptr;
+    int32_t blocks = 0;
+    bool coming = false;  // none yet, but a sample that runs computes them
   };
 
   void EndStopped(Clock::time_point now);
@@ -87,16 +99,21 @@ class Scheduler {
            Clock::time_point now);
   void PlanRunning(bool decodes);
   void Admit(Clock::time_point now);
+  void Start(Sequence* sequence, const SharedPrompt& shared, Clock::time_point now);
+  SharedPrompt FindSharedPrompt(const Sequence& sequence) const;
   int64_t BlocksPromised() const;
   int32_t TokensToCompute(const Sequence& sequence) const;
   int32_t ReserveBlocks(Sequence* sequence, int32_t num_tokens);
   bool PreemptFor(const Sequence& sequence);
   void PlanTokens(Sequence* sequence, int32_t num_tokens);
+  absl::Status CheckResult(const StepResult& result, const PlannedStep& planned) const;
+  void AfterOutput(Sequence* sequence, bool tell);
   void LeaveRunning(Sequence* sequence, Phase phase);
   void FreeLeaving();
   void ReleaseMemory(Sequence* sequence);
 
   const SchedulerOptions options_;
+  const int32_t hidden_size_;
   Observer* const observer_;
   BlockManager blocks_;
   std::vector<SeqSlot> free_slots_;

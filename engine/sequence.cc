@@ -11,16 +11,23 @@ Sequence::Sequence(EngineRequest request, const Tokenizer& tokenizer, int32_t bl
       stream_(std::move(stream)),
       decoder_(tokenizer, request_.skip_special_tokens),
       stop_strings_(request_.stop_strings, request_.include_stop_string) {
-  stream_->Reserve(request_.max_new_tokens);
-  decoder_.Prime(request_.prompt);
-  tokens_.reserve(max_tokens());
+  const int64_t longest = int64_t{num_prompt_tokens()} + request_.max_new_tokens;
+  tokens_.reserve(longest);
   tokens_ = request_.prompt;
-  scheduling.blocks.reserve((max_tokens() + block_size - 1) / block_size);
+  scheduling.blocks.reserve((longest + block_size - 1) / block_size);
+  if (pools()) {
+    return;
+  }
+  stream_->Reserve(request_.max_new_tokens, request_.sampling.num_logprobs);
+  decoder_.Prime(request_.prompt);
   piece_.reserve(256);
   text_.reserve(256);
+  if (request_.num_prompt_logprobs >= 0) {
+    prompt_logprobs_.Reserve(num_prompt_tokens(), request_.num_prompt_logprobs);
+  }
 }
 
-bool Sequence::AcceptToken(TokenId token, Clock::time_point now) {
+bool Sequence::AcceptToken(TokenId token, const LogprobView* logprobs, Clock::time_point now) {
   if (num_generated() == 0) {
     first_token_ = now;
   }
@@ -31,14 +38,14 @@ bool Sequence::AcceptToken(TokenId token, Clock::time_point now) {
   if (may_stop && IsEndToken(token)) {
     completion.reason = FinishReason::kStop;
     completion.stop_token = token;
-    const bool tell = stream_->Append({}, token);
+    const bool tell = stream_->Append({}, token, logprobs);
     return Finish(std::move(completion), now) || tell;
   }
   piece_.clear();
   text_.clear();
   decoder_.Append(token, &piece_);
   const std::string* stop = stop_strings_.Append(piece_, may_stop, &text_);
-  const bool tell = stream_->Append(text_, token);
+  const bool tell = stream_->Append(text_, token, logprobs);
   if (stop != nullptr) {
     completion.reason = FinishReason::kStop;
     completion.stop_string = *stop;
@@ -49,6 +56,16 @@ bool Sequence::AcceptToken(TokenId token, Clock::time_point now) {
     return Finish(std::move(completion), now) || tell;
   }
   return tell;
+}
+
+bool Sequence::AcceptPromptLogprobs(const LogprobView& logprobs) {
+  prompt_logprobs_.Append(logprobs.own, logprobs.top);
+  ++num_prompt_logprobs_;
+  return !wants_prompt_logprobs() && stream_->AppendPromptLogprobs(&prompt_logprobs_);
+}
+
+bool Sequence::AcceptEmbedding(std::span<const float> values, Clock::time_point now) {
+  return Finish(Completion(), now, values);
 }
 
 bool Sequence::EndWith(absl::Status status, FinishReason reason, Clock::time_point now) {
@@ -70,10 +87,11 @@ bool Sequence::IsEndToken(TokenId token) const {
 }
 
 // Releases the text still held back, unless a stop string has decided that it is dropped.
-bool Sequence::Finish(Completion completion, Clock::time_point now) {
+bool Sequence::Finish(Completion completion, Clock::time_point now,
+                      std::span<const float> embedding) {
   finished_ = true;
   text_.clear();
-  if (completion.stop_string.empty()) {
+  if (completion.stop_string.empty() && !pools()) {
     piece_.clear();
     decoder_.Finish(&piece_);
     if (const std::string* stop =
@@ -92,7 +110,7 @@ bool Sequence::Finish(Completion completion, Clock::time_point now) {
     completion.time_to_first_token_seconds = SecondsBetween(request_.received, first_token_);
   }
   completion.total_seconds = SecondsBetween(request_.received, now);
-  return stream_->Finish(text_, std::move(completion));
+  return stream_->Finish(text_, std::move(completion), embedding);
 }
 
 }  // namespace ferrite

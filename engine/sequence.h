@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "engine/batch.h"
 #include "engine/clock.h"
 #include "engine/request.h"
 #include "engine/stop_strings.h"
@@ -13,6 +15,14 @@
 #include "engine/tokenizer/incremental_decoder.h"
 
 namespace ferrite {
+
+class Sequence;
+
+// Samples of one prompt, which share the blocks that it fills. Only the scheduler reads and writes
+// it.
+struct SampleGroup {
+  std::vector<Sequence*> running;
+};
 
 // What a scheduler keeps of a sequence. Only the scheduler reads and writes it.
 struct SchedulingState {
@@ -31,6 +41,8 @@ struct SchedulingState {
   int32_t samples_in_flight = 0;  // of those, how many sample a token for it
   int32_t sample_row = -1;        // its row in the last launched step, while in flight
   uint64_t last_planned_step = 0;
+  int32_t num_computed_before = 0;     // num_computed before last_planned_step was planned
+  std::shared_ptr<SampleGroup> group;  // null: shares with none
 };
 
 // Thread-compatible; made where the request is submitted, then owned by a worker. All memory that
@@ -41,9 +53,17 @@ class Sequence {
   Sequence(EngineRequest request, const Tokenizer& tokenizer, int32_t block_size,
            std::shared_ptr<TokenStream> stream);
 
-  // Takes the next generated token and hands its text to the stream. Returns whether the listener
-  // of the stream is to be told; finished() says whether this token was the last.
-  bool AcceptToken(TokenId token, Clock::time_point now);
+  // Takes the next generated token, with its log-probabilities (null if it has none), and hands its
+  // text to the stream. Returns whether the listener of the stream is to be told; finished() says
+  // whether this token was the last.
+  bool AcceptToken(TokenId token, const LogprobView* logprobs, Clock::time_point now);
+
+  // Takes the log-probabilities of prompt token num_prompt_logprobs() + 1, and hands those of the
+  // whole prompt to the stream when they are complete. Same return value.
+  bool AcceptPromptLogprobs(const LogprobView& logprobs);
+
+  // Takes the vector of a request that pools, and finishes. Same return value.
+  bool AcceptEmbedding(std::span<const float> values, Clock::time_point now);
 
   // Ends without a further token: for a status (CANCELLED, ...) or an abort. Same return value.
   bool EndWith(absl::Status status, FinishReason reason, Clock::time_point now);
@@ -56,24 +76,36 @@ class Sequence {
   int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens(); }
   int32_t num_prompt_tokens() const { return static_cast<int32_t>(request_.prompt.size()); }
+  // The tokens that admission and the choice of a worker count: samples of one prompt count it
+  // once.
+  int32_t num_waiting_tokens() const {
+    return request_.sampling.sample_index == 0 ? num_prompt_tokens() : 0;
+  }
+  int64_t max_tokens() const { return int64_t{num_waiting_tokens()} + request_.max_new_tokens; }
+  bool pools() const { return request_.pooling != Pooling::kNone; }
+  int32_t num_prompt_logprobs() const { return num_prompt_logprobs_; }
+  // Whether some of the prompt's log-probabilities that are asked for have not come yet.
+  bool wants_prompt_logprobs() const {
+    return request_.num_prompt_logprobs >= 0 && num_prompt_logprobs_ + 1 < num_prompt_tokens();
+  }
   bool started() const { return started_ != Clock::time_point(); }
   bool finished() const { return finished_; }
-  // What the request may occupy at most: counted by admission and by the choice of a worker.
-  int64_t max_tokens() const { return int64_t{num_prompt_tokens()} + request_.max_new_tokens; }
 
   SchedulingState scheduling;
 
  private:
   bool IsEndToken(TokenId token) const;
-  bool Finish(Completion completion, Clock::time_point now);
+  bool Finish(Completion completion, Clock::time_point now, std::span<const float> embedding = {});
 
   EngineRequest request_;
   std::shared_ptr<TokenStream> stream_;
   IncrementalDecoder decoder_;
   StopStringMatcher stop_strings_;
   std::vector<TokenId> tokens_;
-  std::string piece_;  // scratch: the text of one token
-  std::string text_;   // scratch: what of it is decided
+  std::string piece_;            // scratch: the text of one token
+  std::string text_;             // scratch: what of it is decided
+  LogprobList prompt_logprobs_;  // until they are complete
+  int32_t num_prompt_logprobs_ = 0;
   bool finished_ = false;
   Clock::time_point started_;
   Clock::time_point first_token_;

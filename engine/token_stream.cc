@@ -4,10 +4,26 @@
 
 namespace ferrite {
 
-void TokenStream::Reserve(int32_t max_new_tokens) {
+void OutputDelta::Reserve(int32_t num_tokens, int32_t num_logprobs) {
+  text.reserve(size_t{4} * num_tokens);
+  token_ids.reserve(num_tokens);
+  if (num_logprobs >= 0) {
+    logprobs.Reserve(num_tokens, num_logprobs);
+  }
+}
+
+void OutputDelta::Clear() {
+  text.clear();
+  token_ids.clear();
+  logprobs.Clear();
+  prompt_logprobs.Clear();
+  embedding.clear();
+}
+
+void TokenStream::Reserve(int32_t max_new_tokens, int32_t num_logprobs) {
   const int32_t tokens = mode_ == Mode::kEndOnly ? max_new_tokens : OutputDelta::kUsualTokens;
   MutexLock lock(&mutex_);
-  pending_.Reserve(tokens);
+  pending_.Reserve(tokens, num_logprobs);
 }
 
 void TokenStream::SetListener(std::weak_ptr<Listener> listener) {
@@ -25,22 +41,36 @@ bool TokenStream::Take(OutputDelta* delta) {
   return finished_;
 }
 
-bool TokenStream::Append(std::string_view text, TokenId token) {
+bool TokenStream::Append(std::string_view text, TokenId token, const LogprobView* logprobs) {
   MutexLock lock(&mutex_);
   if (finished_) {
     return false;
   }
   pending_.text.append(text);
   pending_.token_ids.push_back(token);
+  if (logprobs != nullptr) {
+    pending_.logprobs.Append(logprobs->own, logprobs->top);
+  }
   return mode_ == Mode::kEveryOutput && std::exchange(armed_, false);
 }
 
-bool TokenStream::Finish(std::string_view text, Completion completion) {
+bool TokenStream::AppendPromptLogprobs(LogprobList* prompt_logprobs) {
+  MutexLock lock(&mutex_);
+  if (finished_) {
+    return false;
+  }
+  std::swap(pending_.prompt_logprobs, *prompt_logprobs);
+  return mode_ == Mode::kEveryOutput && std::exchange(armed_, false);
+}
+
+bool TokenStream::Finish(std::string_view text, Completion completion,
+                         std::span<const float> embedding) {
   MutexLock lock(&mutex_);
   if (finished_) {
     return false;
   }
   pending_.text.append(text);
+  pending_.embedding.assign(embedding.begin(), embedding.end());
   completion_ = std::move(completion);
   finished_ = true;
   return std::exchange(armed_, false);

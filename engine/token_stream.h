@@ -4,34 +4,34 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/batch.h"
 #include "engine/ids.h"
 #include "engine/mutex.h"
 #include "engine/request.h"
 
 namespace ferrite {
 
-// Text and tokens since the last Take. The text always ends between characters.
+// What has come since the last Take. The text always ends between characters.
 struct OutputDelta {
   std::string text;
   std::vector<TokenId> token_ids;
+  LogprobList logprobs;          // of token_ids, if the request asks for them
+  LogprobList prompt_logprobs;   // all at once, before the first token
+  std::vector<float> embedding;  // [hidden_size], with the end of a request that pools
 
   // More than a consumer that keeps up finds at a time, at some four bytes of text a token.
   static constexpr int32_t kUsualTokens = 64;
 
-  bool empty() const { return text.empty() && token_ids.empty(); }
-  void Reserve(int32_t num_tokens) {
-    text.reserve(size_t{4} * num_tokens);
-    token_ids.reserve(num_tokens);
-  }
-  void Clear() {
-    text.clear();
-    token_ids.clear();
-  }
+  bool empty() const { return text.empty() && token_ids.empty() && prompt_logprobs.empty(); }
+  // `num_logprobs` as in SamplingParams.
+  void Reserve(int32_t num_tokens, int32_t num_logprobs);
+  void Clear();
 };
 
 // How a request ended.
@@ -65,9 +65,10 @@ class TokenStream {
 
   explicit TokenStream(Mode mode) : mode_(mode) {}
 
-  // Makes room for the output of a request that generates at most this many tokens, so that the
-  // producer's appends do not allocate while the consumer keeps up.
-  void Reserve(int32_t max_new_tokens);
+  // Makes room for the output of a request that generates at most this many tokens, each with
+  // SamplingParams::num_logprobs, so that the producer's appends do not allocate while the consumer
+  // keeps up.
+  void Reserve(int32_t max_new_tokens, int32_t num_logprobs);
 
   // --- consumer ---
 
@@ -98,10 +99,14 @@ class TokenStream {
   enum class StopRequest { kNone, kCancel, kAbort };
   StopRequest stop_request() const { return stop_request_.load(std::memory_order_acquire); }
 
-  // Both return whether the listener is to be told, by Notify, which the producer leaves to a
-  // delivery thread.
-  [[nodiscard]] bool Append(std::string_view text, TokenId token);
-  [[nodiscard]] bool Finish(std::string_view text, Completion completion);
+  // All three return whether the listener is to be told, by Notify, which the producer leaves to a
+  // delivery thread. `logprobs` is null for a request that does not ask; the prompt's are swapped
+  // out of `prompt_logprobs`; `embedding` is that of a request that pools.
+  [[nodiscard]] bool Append(std::string_view text, TokenId token,
+                            const LogprobView* logprobs = nullptr);
+  [[nodiscard]] bool AppendPromptLogprobs(LogprobList* prompt_logprobs);
+  [[nodiscard]] bool Finish(std::string_view text, Completion completion,
+                            std::span<const float> embedding = {});
   void Notify();
 
  private:

@@ -32,10 +32,13 @@ Worker::~Worker() {
   thread_.join();
 }
 
-absl::Status Worker::Submit(std::unique_ptr<Sequence>& sequence) {
-  const int64_t tokens = sequence->max_tokens();
+absl::Status Worker::Submit(std::vector<std::unique_ptr<Sequence>>& sequences) {
+  int64_t tokens = 0;
+  for (const std::unique_ptr<Sequence>& sequence : sequences) {
+    tokens += sequence->max_tokens();
+  }
   tokens_outstanding_.fetch_add(tokens);
-  absl::Status status = queue_.Push(sequence);
+  absl::Status status = queue_.Push(sequences);
   if (!status.ok()) {
     tokens_outstanding_.fetch_sub(tokens);
   }
@@ -64,7 +67,7 @@ absl::Status Worker::failure() const {
 }
 
 void Worker::OnLeftWaiting(const Sequence& sequence) {
-  queue_.OnLeftWaiting(sequence.num_prompt_tokens());
+  queue_.OnLeftWaiting(sequence.num_waiting_tokens());
 }
 
 void Worker::OnFinished(const Sequence& sequence) {

@@ -42,8 +42,10 @@ class Worker final : private Scheduler::Observer {
   const BackendInfo& info() const { return backend_->info(); }
 
   // As RequestQueue::CheckRoom and Push.
-  absl::Status CheckRoom(int64_t prompt_tokens) const { return queue_.CheckRoom(prompt_tokens); }
-  absl::Status Submit(std::unique_ptr<Sequence>& sequence);
+  absl::Status CheckRoom(int32_t requests, int64_t prompt_tokens) const {
+    return queue_.CheckRoom(requests, prompt_tokens);
+  }
+  absl::Status Submit(std::vector<std::unique_ptr<Sequence>>& sequences);
 
   // Refuses new requests with `reason`; those in flight go on.
   void CloseAdmission(const absl::Status& reason) { queue_.Close(reason); }

@@ -83,7 +83,7 @@ GenerateStreamReactor::GenerateStreamReactor(const GenerateContext& context,
                                              grpc::CallbackServerContext* call)
     : context_(context), call_(call) {
   ++*context_.active_calls;
-  delta_.Reserve(OutputDelta::kUsualTokens);
+  delta_.Reserve(OutputDelta::kUsualTokens, -1);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(

@@ -15,7 +15,7 @@ namespace {
 class Consumer final : public TokenStream::Listener {
  public:
   explicit Consumer(std::shared_ptr<TokenStream> stream) : stream_(std::move(stream)) {
-    delta_.Reserve(OutputDelta::kUsualTokens);
+    delta_.Reserve(OutputDelta::kUsualTokens, -1);
   }
   void OnOutput() override {
     do {

@@ -19,6 +19,17 @@ TokenSource HashedTokens(int32_t vocab_size) {
   };
 }
 
+std::array<float, kFakeHiddenSize> FakeVector(std::span<const TokenId> context, TokenId source,
+                                              Pooling pooling) {
+  double sum = 0;
+  for (const TokenId token : context) {
+    sum += token;
+  }
+  return {static_cast<float>(context.size()), static_cast<float>(source),
+          pooling == Pooling::kMean ? 1.0f : 0.0f,
+          static_cast<float>(sum / static_cast<double>(context.size()))};
+}
+
 FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(options)) {
   info_.device = "fake";
   info_.compute_type = "none";
@@ -28,12 +39,18 @@ FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(option
   info_.max_step_tokens = options_.max_step_tokens;
   info_.max_sequence_length = options_.max_sequence_length;
   info_.vocab_size = options_.vocab_size;
+  info_.hidden_size = kFakeHiddenSize;
+  info_.scores_tokens = true;
+  info_.pools = true;
   info_.max_end_token_ids = options_.max_end_token_ids;
   info_.pipeline_depth = options_.pipeline_depth;
   kv_.assign(static_cast<size_t>(options_.num_blocks) * options_.block_size, -1);
   const int32_t table =
       (options_.max_sequence_length + options_.block_size - 1) / options_.block_size;
   tables_.assign(options_.max_sequences, std::vector<int32_t>(table, -1));
+  num_logprobs_.assign(options_.max_sequences, -1);
+  poolings_.assign(options_.max_sequences, Pooling::kNone);
+  shared_.assign(options_.num_blocks, false);
   stats_.idle_seconds.reserve(1 << 16);
   device_ = std::thread([this] { RunDevice(); });
 }
@@ -87,6 +104,9 @@ absl::Status FakeBackend::Wait(StepResult* result) {
   for (size_t row = 0; row <= step.tokens.size(); ++row) {
     result->row_offsets[row] = static_cast<int32_t>(row);
   }
+  result->logprobs = step.logprobs;
+  result->scores = step.scores;
+  result->pooled = step.pooled;
   options_.after_wait();
   return absl::OkStatus();
 }
@@ -145,31 +165,103 @@ void FakeBackend::Compute(Step& step) {
   for (int32_t s = 0; s < batch.num_sequences(); ++s) {
     CheckAndWrite(batch, s);
   }
-  step.tokens.clear();
-  for (const int32_t s : batch.sample_seqs) {
-    context_.clear();
-    if (options_.check_kv) {
-      const std::vector<int32_t>& table = tables_[batch.seq_slots[s].value];
-      for (int32_t position = 0; position < batch.kv_lens[s]; ++position) {
-        context_.push_back(kv_[table[position / options_.block_size] * options_.block_size +
-                               position % options_.block_size]);
-      }
-    } else {
-      context_.push_back(InputToken(batch, s, batch.cu_seqlens[s + 1] - 1));
-    }
-    step.tokens.push_back(options_.source(context_));
-  }
+  Sample(step);
+  ScoreAndPool(step);
   previous_tokens_ = step.tokens;
+}
+
+std::span<const TokenId> FakeBackend::Context(const Batch& batch, int32_t sequence,
+                                              int32_t length) {
+  context_.clear();
+  if (options_.check_kv) {
+    const std::vector<int32_t>& table = tables_[batch.seq_slots[sequence].value];
+    for (int32_t position = 0; position < length; ++position) {
+      context_.push_back(kv_[table[position / options_.block_size] * options_.block_size +
+                             position % options_.block_size]);
+    }
+  } else {
+    context_.push_back(InputToken(batch, sequence, batch.cu_seqlens[sequence + 1] - 1));
+  }
+  return context_;
+}
+
+void FakeBackend::Sample(Step& step) {
+  step.tokens.clear();
+  step.logprobs.Clear();
+  bool any = false;
+  for (const int32_t s : step.batch.sample_seqs) {
+    const int32_t num_top = num_logprobs_[step.batch.seq_slots[s].value];
+    any = any || num_top >= 0;
+    const TokenId token = options_.source(Context(step.batch, s, step.batch.kv_lens[s]));
+    step.tokens.push_back(token);
+    std::vector<TokenLogprob> top;
+    for (int32_t i = 0; i < num_top; ++i) {
+      top.push_back(FakeTop(token, i, options_.vocab_size));
+    }
+    step.logprobs.Append(FakeLogprob(token, token), top);
+  }
+  if (!any) {
+    step.logprobs.Clear();
+  }
+}
+
+void FakeBackend::ScoreAndPool(Step& step) {
+  const Batch& batch = step.batch;
+  step.scores.Clear();
+  for (const ScoredToken& scored : batch.scored) {
+    const auto after =
+        std::upper_bound(batch.cu_seqlens.begin(), batch.cu_seqlens.end(), scored.token);
+    const auto s = static_cast<int32_t>(after - batch.cu_seqlens.begin()) - 1;
+    const TokenId source = options_.source(Context(batch, s, batch.positions[scored.token] + 1));
+    std::vector<TokenLogprob> top;
+    for (int32_t i = 0; i < scored.num_top; ++i) {
+      top.push_back(FakeTop(source, i, options_.vocab_size));
+    }
+    step.scores.Append(FakeLogprob(source, scored.next), top);
+  }
+  step.pooled.clear();
+  for (const int32_t s : batch.pooled_seqs) {
+    const Pooling pooling = poolings_[batch.seq_slots[s].value];
+    if (pooling == Pooling::kNone) {
+      Problem("a sequence without pooling is pooled");
+    }
+    const std::span<const TokenId> context = Context(batch, s, batch.kv_lens[s]);
+    const auto vector = FakeVector(context, options_.source(context), pooling);
+    step.pooled.insert(step.pooled.end(), vector.begin(), vector.end());
+  }
+}
+
+// A sequence that starts behind the block's last position finds the tokens there already.
+bool FakeBackend::IsSharedPrefix(const Batch& batch, const BlockTableChange& change) {
+  const auto assigned =
+      std::find_if(batch.slot_assignments.begin(), batch.slot_assignments.end(),
+                   [&](const SlotAssignment& a) { return a.slot.value == change.slot.value; });
+  if (assigned == batch.slot_assignments.end()) {
+    return false;
+  }
+  int32_t first = 0;
+  for (int32_t s = 0; s < batch.num_sequences(); ++s) {
+    if (batch.seq_slots[s].value == change.slot.value) {
+      first = batch.positions[batch.cu_seqlens[s]];
+    }
+  }
+  return first >= (change.index + 1) * options_.block_size;
 }
 
 void FakeBackend::ApplyChanges(const Batch& batch) {
   for (const SlotAssignment& assignment : batch.slot_assignments) {
     std::vector<int32_t>& table = tables_[assignment.slot.value];
     std::fill(table.begin(), table.end(), -1);
+    num_logprobs_[assignment.slot.value] = assignment.params->num_logprobs;
+    poolings_[assignment.slot.value] = assignment.pooling;
   }
   for (const BlockTableChange& change : batch.block_table_changes) {
     tables_[change.slot.value][change.index] = change.block.value;
-    if (options_.check_kv) {
+    if (!options_.check_kv) {
+      continue;
+    }
+    shared_[change.block.value] = IsSharedPrefix(batch, change);
+    if (!shared_[change.block.value]) {
       // The block is new to this sequence: nothing of its former owner may be read.
       std::fill_n(kv_.begin() + change.block.value * options_.block_size, options_.block_size, -1);
     }
@@ -202,6 +294,9 @@ void FakeBackend::CheckAndWrite(const Batch& batch, int32_t sequence) {
     if (options_.check_kv && (block < 0 || slot != batch.slot_mapping[token])) {
       Problem("slot_mapping disagrees with the block table");
       return;
+    }
+    if (shared_[block]) {
+      Problem("a shared block is written");
     }
     kv_[slot] = InputToken(batch, sequence, token);
   }

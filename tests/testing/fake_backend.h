@@ -24,6 +24,21 @@ using TokenSource = std::function<TokenId(std::span<const TokenId> context)>;
 // Tokens below `vocab_size` that depend on every token before: an error anywhere changes them.
 TokenSource HashedTokens(int32_t vocab_size);
 
+// What the fake device says of `next` after a context to which its source answers `source`, and of
+// the i-th likeliest there.
+inline float FakeLogprob(TokenId source, TokenId next) {
+  return next == source ? -1.0f : -2.0f - 1e-3f * static_cast<float>(next);
+}
+inline TokenLogprob FakeTop(TokenId source, int32_t i, int32_t vocab_size) {
+  return {(source + i) % vocab_size, -1.0f - static_cast<float>(i)};
+}
+
+// The vector of a context: its length, what the source answers to it, the pooling and the mean of
+// its tokens. One token's worth of the KV pool read wrong changes it.
+inline constexpr int32_t kFakeHiddenSize = 4;
+std::array<float, kFakeHiddenSize> FakeVector(std::span<const TokenId> context, TokenId source,
+                                              Pooling pooling);
+
 struct FakeBackendOptions {
   int32_t num_blocks = 64;
   int32_t block_size = 4;
@@ -75,12 +90,20 @@ class FakeBackend final : public Backend {
   struct Step {
     Batch batch;
     std::vector<TokenId> tokens;
+    LogprobList logprobs;
+    LogprobList scores;
+    std::vector<float> pooled;
     Clock::time_point launched;
   };
 
   void RunDevice();
   void Compute(Step& step);
   void ApplyChanges(const Batch& batch);
+  // The first `length` tokens of the sequence, from the KV pool.
+  std::span<const TokenId> Context(const Batch& batch, int32_t sequence, int32_t length);
+  void Sample(Step& step);
+  void ScoreAndPool(Step& step);
+  bool IsSharedPrefix(const Batch& batch, const BlockTableChange& change);
   TokenId InputToken(const Batch& batch, int32_t sequence, int32_t token) const;
   void CheckAndWrite(const Batch& batch, int32_t sequence);
   void Problem(const std::string& what);
@@ -94,6 +117,9 @@ class FakeBackend final : public Backend {
   // The device's own.
   std::vector<TokenId> kv_;                   // [num_blocks * block_size]
   std::vector<std::vector<int32_t>> tables_;  // by slot
+  std::vector<int32_t> num_logprobs_;         // by slot
+  std::vector<Pooling> poolings_;             // by slot
+  std::vector<bool> shared_;                  // by block: two sequences have it, none may write
   std::vector<TokenId> context_;              // scratch
   std::vector<TokenId> previous_tokens_;      // by sample row of the step before
   Clock::time_point device_free_;
