@@ -167,6 +167,15 @@ std::string_view Tokenizer::IdToToken(TokenId id) const {
   return impl_->vocabulary->Token(id).value_or(std::string_view());
 }
 
+std::string Tokenizer::TokenBytes(TokenId id) const {
+  const DecodeTable::Piece* const piece = impl_->decode_table.Find(id, /*first=*/false);
+  if (piece == nullptr || piece->kind == DecodeTable::Piece::Kind::kAbsent) return std::string();
+  if (piece->kind == DecodeTable::Piece::Kind::kByte) {
+    return std::string(1, static_cast<char>(piece->byte));
+  }
+  return std::string(impl_->decode_table.Text(*piece));
+}
+
 std::optional<TokenId> Tokenizer::TokenToId(std::string_view token) const {
   if (const AddedToken* added = impl_->added_tokens->Find(token); added != nullptr) {
     return added->id;
@@ -177,6 +186,14 @@ std::optional<TokenId> Tokenizer::TokenToId(std::string_view token) const {
 bool Tokenizer::IsSpecial(TokenId id) const {
   const AddedToken* token = impl_->added_tokens->Find(id);
   return token != nullptr && token->special;
+}
+
+const std::vector<TokenId>& Tokenizer::special_prefix() const {
+  return impl_->post_processor.prefix();
+}
+
+const std::vector<TokenId>& Tokenizer::special_suffix() const {
+  return impl_->post_processor.suffix();
 }
 
 int32_t Tokenizer::vocab_size() const { return impl_->decode_table.size(); }

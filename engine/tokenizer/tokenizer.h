@@ -40,8 +40,14 @@ class Tokenizer {
 
   // The token as it stands in the vocabulary ("▁the"); empty if the id is not in it.
   std::string_view IdToToken(TokenId id) const;
+  // What the token adds to a text that it is not the first of: any bytes, which need not be whole
+  // characters. A special token gives its name; an id that is not in the vocabulary, nothing.
+  std::string TokenBytes(TokenId id) const;
   std::optional<TokenId> TokenToId(std::string_view token) const;
   bool IsSpecial(TokenId id) const;
+  // What Encode puts before and behind a text with add_special_tokens.
+  const std::vector<TokenId>& special_prefix() const;
+  const std::vector<TokenId>& special_suffix() const;
 
   // One more than the largest id.
   int32_t vocab_size() const;
