@@ -14,6 +14,7 @@
 #include "server/backend_factory.h"
 #include "server/connection_options.h"
 #include "server/read_file.h"
+#include "server/unix_socket.h"
 
 namespace ferrite {
 namespace {
@@ -54,10 +55,10 @@ bool IsLocal(const std::string& listen) {
          absl::StartsWith(listen, "localhost:") || absl::StartsWith(listen, "[::1]:");
 }
 
-std::string CannotListen(const std::string& address) {
-  return absl::StrCat("server.listen is '", address,
-                      "'; the server cannot listen there: the address is in use or not one of "
-                      "this machine's");
+std::string CannotListen(const std::string& address, bool is_unix) {
+  return absl::StrCat("server.listen is '", address, "'; the server cannot listen there: ",
+                      is_unix ? "the folder must exist, and the server be allowed to write to it"
+                              : "the address is in use or not one of this machine's");
 }
 
 }  // namespace
@@ -128,13 +129,17 @@ absl::Status Server::Listen(Clock::time_point process_start) {
                            &port_);
   builder.RegisterService(inference_.get());
   builder.RegisterService(control_.get());
-  grpc_ = builder.BuildAndStart();
-  const bool is_unix = config_.server.listen.rfind("unix:", 0) == 0;
-  if (grpc_ == nullptr || (port_ == 0 && !is_unix)) {
-    return absl::UnavailableError(CannotListen(config_.server.listen));
-  }
-  if (is_unix) {
+  const std::optional<std::string> unix_path = UnixSocketPath(config_.server.listen);
+  if (unix_path.has_value()) {
+    RETURN_IF_ERROR(CheckUnixSocket(*unix_path));
+    const ScopedFileMode mode(ParseFileMode(config_.server.unix_socket_mode));
+    grpc_ = builder.BuildAndStart();
     port_ = 0;
+  } else {
+    grpc_ = builder.BuildAndStart();
+  }
+  if (grpc_ == nullptr || (port_ == 0 && !unix_path.has_value())) {
+    return absl::UnavailableError(CannotListen(config_.server.listen, unix_path.has_value()));
   }
   SetHealth(kLiveness, true);
   SetHealth(kReadiness, true);
