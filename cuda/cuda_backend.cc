@@ -1,9 +1,6 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -81,7 +78,7 @@ absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, int64_t weight_b
   request.weights = weight_bytes;
   request.workspace =
       GpuForward::WorkspaceBytes(config, info, quantized, device.num_multiprocessors);
-  request.activations = GpuForward::ActivationBytes(config, info);
+  request.activations = GpuForward::ActivationBytes(config, info) + SlotAdjustments::Bytes(info);
   request.graphs = options.graphs ? static_cast<int64_t>(GraphSizes(info.max_sequences).size()) *
                                         kernels * kGraphKernelBytes
                                   : 0;
@@ -105,6 +102,13 @@ GpuSamplingParams ToGpu(const SamplingParams& params) {
   gpu.sample_index = params.sample_index;
   gpu.min_new_tokens = params.min_new_tokens;
   gpu.num_logprobs = params.num_logprobs;
+  gpu.adjusts = params.adjusts_logits();
+  gpu.counts_tokens = params.counts_tokens();
+  gpu.bars_tokens = !params.allowed_token_ids.empty() || !params.banned_token_ids.empty();
+  gpu.num_biases = static_cast<int32_t>(params.logit_bias.size());
+  gpu.repetition_penalty = params.repetition_penalty;
+  gpu.frequency_penalty = params.frequency_penalty;
+  gpu.presence_penalty = params.presence_penalty;
   gpu.num_end_tokens = static_cast<int32_t>(params.end_token_ids.size());
   std::copy(params.end_token_ids.begin(), params.end_token_ids.end(), gpu.end_token_ids);
   return gpu;
@@ -161,6 +165,9 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
                    .vocab_size = config.vocab_size,
                    .hidden_size = config.hidden_size,
                    .max_end_token_ids = GpuSamplingParams::kMaxEndTokens,
+                   .adjusts_logits = true,
+                   .scores_tokens = true,
+                   .pools = true,
                    .num_parameters = 0,
                    .pipeline_depth = 2};
   weight_options.max_positions = info.max_sequence_length;
@@ -189,7 +196,9 @@ absl::Status CudaBackend::AllocateSteps() {
   const int device = stream_.device();
   const StepShape most{.tokens = info_.max_step_tokens,
                        .sequences = info_.max_sequences,
-                       .samples = info_.max_sequences};
+                       .samples = info_.max_sequences,
+                       .scored = info_.max_step_tokens,
+                       .pooled = info_.max_sequences};
   // Every entry of every block table, at most: a step names none twice.
   const int64_t changes = int64_t{info_.max_sequences} * forward_->blocks_per_slot();
   ASSIGN_OR_RETURN(inputs_, DeviceBuffer<int32_t>::Create(device, most.words(), "step inputs"));
@@ -199,21 +208,10 @@ absl::Status CudaBackend::AllocateSteps() {
                                                                     "sampling parameters"));
   ASSIGN_OR_RETURN(param_slots_,
                    DeviceBuffer<int32_t>::Create(device, info_.max_sequences, "step inputs"));
-  for (InFlight& flight : flights_) {
-    ASSIGN_OR_RETURN(flight.inputs, PinnedBuffer<int32_t>::Create(most.words(), "step inputs"));
-    ASSIGN_OR_RETURN(flight.table_changes,
-                     PinnedBuffer<TableChange>::Create(changes, "block table changes"));
-    ASSIGN_OR_RETURN(flight.params, PinnedBuffer<GpuSamplingParams>::Create(info_.max_sequences,
-                                                                            "sampling parameters"));
-    ASSIGN_OR_RETURN(flight.param_slots,
-                     PinnedBuffer<int32_t>::Create(info_.max_sequences, "step inputs"));
-    ASSIGN_OR_RETURN(flight.tokens,
-                     PinnedBuffer<int32_t>::Create(info_.max_sequences, "sampled tokens"));
-    ASSIGN_OR_RETURN(flight.logprobs, PinnedBuffer<GpuRowLogprobs>::Create(info_.max_sequences,
-                                                                           "log-probabilities"));
-    flight.num_logprobs.reserve(info_.max_sequences);
-    ASSIGN_OR_RETURN(Event done, Event::Create(device));
-    flight.done = std::make_unique<Event>(std::move(done));
+  ASSIGN_OR_RETURN(adjustments_, SlotAdjustments::Create(info_, stream_));
+  for (int i = 0; i < info_.pipeline_depth; ++i) {
+    ASSIGN_OR_RETURN(Flight flight, Flight::Create(info_, most, changes, device));
+    flights_.push_back(std::move(flight));
   }
   return absl::OkStatus();
 }
@@ -226,7 +224,7 @@ absl::Status CudaBackend::CaptureGraphs() {
     const StepInputs host = StepInputs::At(flights_[0].inputs.data(), shape);
     Batch padding;
     padding.Clear();
-    FillStepInputs(padding, shape, host);
+    FillStepInputs(padding, {}, shape, host);
     FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flights_[0].inputs.data(),
                                                  shape.words() * sizeof(int32_t),
                                                  cudaMemcpyHostToDevice, stream_.get()));
@@ -242,9 +240,9 @@ absl::Status CudaBackend::CaptureGraphs() {
 }
 
 // The smallest graph that holds a step in which every sequence has one token and samples one.
-const CudaBackend::DecodeGraph* CudaBackend::FindGraph(const Batch& batch) const {
-  const int32_t size = batch.num_sequences();
-  if (batch.num_tokens() != size || batch.num_samples() != size) {
+const CudaBackend::DecodeGraph* CudaBackend::FindGraph(const StepShape& shape) const {
+  const int32_t size = shape.sequences;
+  if (shape.tokens != size || shape.samples != size || shape.scored > 0 || shape.pooled > 0) {
     return nullptr;
   }
   const auto graph = std::lower_bound(
@@ -261,31 +259,22 @@ absl::Status CudaBackend::Launch(const Batch& batch) {
   RETURN_IF_ERROR(stream_.MakeDeviceCurrent());
   RETURN_IF_ERROR(slots_.Apply(batch));
   RETURN_IF_ERROR(slots_.Check(batch, last_samples_));
-  InFlight& flight = Flight(launched_);
-  flight.step = batch.step;
-  flight.num_samples = batch.num_samples();
+  const auto index = static_cast<int>(launched_ % flights_.size());
+  Flight& flight = flights_[index];
+  flight.Note(batch, slots_);
   RETURN_IF_ERROR(UploadChanges(batch, &flight));
-  NoteLogprobs(batch, &flight);
+  RETURN_IF_ERROR(adjustments_->Assign(batch.slot_assignments, index));
   if (!batch.empty()) {
-    RETURN_IF_ERROR(EnqueueStep(batch, &flight));
+    RETURN_IF_ERROR(EnqueueStep(batch, flight));
   }
-  if (flight.num_samples > 0) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(flight.tokens.data(), forward_->sampled(),
-                                                 flight.num_samples * sizeof(int32_t),
-                                                 cudaMemcpyDeviceToHost, stream_.get()));
-  }
-  if (flight.any_logprobs) {
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(flight.logprobs.data(), forward_->logprobs(),
-                                                 flight.num_samples * sizeof(GpuRowLogprobs),
-                                                 cudaMemcpyDeviceToHost, stream_.get()));
-  }
+  RETURN_IF_ERROR(EnqueueCopies(flight));
   RETURN_IF_ERROR(flight.done->Record(stream_));
   last_samples_ = flight.num_samples;
   ++launched_;
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::UploadChanges(const Batch& batch, InFlight* flight) {
+absl::Status CudaBackend::UploadChanges(const Batch& batch, Flight* flight) {
   const auto num_params = static_cast<int32_t>(batch.slot_assignments.size());
   const auto num_tables = static_cast<int32_t>(batch.block_table_changes.size());
   if (num_params == 0 && num_tables == 0) {
@@ -330,71 +319,64 @@ absl::Status CudaBackend::UploadChanges(const Batch& batch, InFlight* flight) {
                     "ApplySlotChanges");
 }
 
-absl::Status CudaBackend::EnqueueStep(const Batch& batch, InFlight* flight) {
-  const DecodeGraph* graph = FindGraph(batch);
-  const StepShape shape = graph != nullptr ? graph->step.shape
-                                           : StepShape{.tokens = batch.num_tokens(),
-                                                       .sequences = batch.num_sequences(),
-                                                       .samples = batch.num_samples()};
-  FillStepInputs(batch, shape, StepInputs::At(flight->inputs.data(), shape));
-  FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flight->inputs.data(),
+absl::Status CudaBackend::EnqueueStep(const Batch& batch, const Flight& flight) {
+  const DecodeGraph* graph = FindGraph(flight.shape());
+  const StepShape shape = graph != nullptr ? graph->step.shape : flight.shape();
+  FillStepInputs(batch, flight.pool_items, shape, StepInputs::At(flight.inputs.data(), shape));
+  FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flight.inputs.data(),
                                                shape.words() * sizeof(int32_t),
                                                cudaMemcpyHostToDevice, stream_.get()));
   if (graph != nullptr) {
     ++counters_.graph_steps;
     RETURN_IF_ERROR(graph->graph.Launch(stream_));
-    return flight->any_logprobs ? forward_->EnqueueLogprobs(graph->step) : absl::OkStatus();
+    return EnqueueOutputs(graph->step, flight);
   }
   ++counters_.eager_steps;
-  GpuStep step{.inputs = StepInputs::At(inputs_.data(), shape), .shape = shape, .num_decodes = 0};
+  GpuStep step{.inputs = StepInputs::At(inputs_.data(), shape),
+               .shape = shape,
+               .num_decodes = 0,
+               .max_pooled_tokens = flight.max_pooled_tokens};
   while (step.num_decodes < shape.sequences &&
          batch.cu_seqlens[step.num_decodes + 1] == step.num_decodes + 1) {
     ++step.num_decodes;
   }
   RETURN_IF_ERROR(forward_->Enqueue(step));
-  return flight->any_logprobs ? forward_->EnqueueLogprobs(step) : absl::OkStatus();
+  return EnqueueOutputs(step, flight);
 }
 
-void CudaBackend::NoteLogprobs(const Batch& batch, InFlight* flight) const {
-  flight->num_logprobs.clear();
-  flight->any_logprobs = false;
-  for (const int32_t sequence : batch.sample_seqs) {
-    const int32_t wanted = slots_.params(batch.seq_slots[sequence]).num_logprobs;
-    flight->num_logprobs.push_back(wanted);
-    flight->any_logprobs = flight->any_logprobs || wanted >= 0;
+// What only some sequences ask for is in no graph.
+absl::Status CudaBackend::EnqueueOutputs(const GpuStep& step, const Flight& flight) const {
+  if (flight.any_adjusted) {
+    RETURN_IF_ERROR(forward_->EnqueueAdjusted(step, adjustments_->state()));
   }
+  return flight.any_logprobs ? forward_->EnqueueLogprobs(step) : absl::OkStatus();
 }
 
-void CudaBackend::TakeLogprobs(const InFlight& flight, StepResult* result) const {
-  result->logprobs.Clear();
-  for (int32_t row = 0; flight.any_logprobs && row < flight.num_samples; ++row) {
-    const GpuRowLogprobs& from = flight.logprobs.data()[row];
-    const int32_t wanted = flight.num_logprobs[row];
-    std::array<TokenLogprob, GpuRowLogprobs::kMaxTop> top;
-    const int32_t size = std::clamp(wanted, 0, info_.vocab_size);
-    for (int32_t i = 0; i < size; ++i) {
-      top[i] = {from.top_ids[i], from.top[i]};
-    }
-    result->logprobs.Append(wanted >= 0 ? from.chosen : std::numeric_limits<float>::quiet_NaN(),
-                            std::span(top).first(size));
-  }
+absl::Status CudaBackend::EnqueueCopies(const Flight& flight) const {
+  const auto copy = [this](auto* to, const auto* from, int64_t size) {
+    return size == 0 ? cudaSuccess
+                     : cudaMemcpyAsync(to, from, size * sizeof(*to), cudaMemcpyDeviceToHost,
+                                       stream_.get());
+  };
+  FERRITE_RETURN_IF_CUDA_ERROR(copy(flight.tokens.data(), forward_->sampled(), flight.num_samples));
+  FERRITE_RETURN_IF_CUDA_ERROR(copy(flight.logprobs.data(), forward_->logprobs(),
+                                    flight.any_logprobs ? flight.num_samples : 0));
+  FERRITE_RETURN_IF_CUDA_ERROR(copy(flight.scores.data(), forward_->scores(),
+                                    static_cast<int64_t>(flight.scored_top.size())));
+  return CudaStatus(copy(flight.pooled.data(), forward_->pooled(),
+                         int64_t{flight.num_pooled} * info_.hidden_size),
+                    "cudaMemcpyAsync");
 }
 
 absl::Status CudaBackend::Wait(StepResult* result) {
   if (waited_ == launched_) {
     return absl::FailedPreconditionError("no step is outstanding");
   }
-  InFlight& flight = Flight(waited_);
+  const Flight& flight = flights_[waited_ % flights_.size()];
   ++waited_;
   RETURN_IF_ERROR(flight.done->Synchronize());
   read_samples_ = flight.num_samples;
-  result->step = flight.step;
-  result->token_ids.assign(flight.tokens.data(), flight.tokens.data() + flight.num_samples);
-  result->row_offsets.resize(flight.num_samples + 1);
-  for (int32_t row = 0; row <= flight.num_samples; ++row) {
-    result->row_offsets[row] = row;
-  }
-  TakeLogprobs(flight, result);
+  flight.Take(info_, result);
   return absl::OkStatus();
 }
 

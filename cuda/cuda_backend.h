@@ -1,7 +1,6 @@
 // The model on one GPU.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -11,11 +10,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cuda/device_buffer.h"
+#include "cuda/flight.h"
 #include "cuda/gpu_forward.h"
 #include "cuda/graph.h"
 #include "cuda/kernels/step.h"
-#include "cuda/pinned_buffer.h"
-#include "cuda/step_inputs.h"
+#include "cuda/slot_adjustments.h"
 #include "cuda/stream.h"
 #include "cuda/transformer_gpu_weights.h"
 #include "engine/backend.h"
@@ -79,20 +78,6 @@ class CudaBackend : public Backend {
   absl::StatusOr<std::vector<float>> ReadLogits() const;
 
  private:
-  // A step between Launch and Wait. Host buffers are the device's until then.
-  struct InFlight {
-    uint64_t step = 0;
-    int32_t num_samples = 0;
-    PinnedBuffer<int32_t> inputs;
-    PinnedBuffer<TableChange> table_changes;
-    PinnedBuffer<GpuSamplingParams> params;
-    PinnedBuffer<int32_t> param_slots;
-    PinnedBuffer<int32_t> tokens;  // [max_sequences], what was sampled
-    bool any_logprobs = false;
-    std::vector<int32_t> num_logprobs;      // [num_samples], as asked for
-    PinnedBuffer<GpuRowLogprobs> logprobs;  // [max_sequences], if any were
-    std::unique_ptr<Event> done;
-  };
   struct DecodeGraph {
     int32_t batch_size = 0;
     GpuStep step;
@@ -111,13 +96,12 @@ class CudaBackend : public Backend {
                                                             const LoadWeights& load);
   absl::Status AllocateSteps();
   absl::Status CaptureGraphs();
-  absl::Status UploadChanges(const Batch& batch, InFlight* flight);
-  absl::Status EnqueueStep(const Batch& batch, InFlight* flight);
-  // Which rows want log-probabilities.
-  void NoteLogprobs(const Batch& batch, InFlight* flight) const;
-  void TakeLogprobs(const InFlight& flight, StepResult* result) const;
-  const DecodeGraph* FindGraph(const Batch& batch) const;
-  InFlight& Flight(uint64_t index) { return flights_[index % flights_.size()]; }
+  absl::Status UploadChanges(const Batch& batch, Flight* flight);
+  absl::Status EnqueueStep(const Batch& batch, const Flight& flight);
+  absl::Status EnqueueOutputs(const GpuStep& step, const Flight& flight) const;
+  // Of what the step has made for the host.
+  absl::Status EnqueueCopies(const Flight& flight) const;
+  const DecodeGraph* FindGraph(const StepShape& shape) const;
 
   // In the order in which they must come to life; they die in the opposite one.
   BackendInfo info_;
@@ -129,7 +113,8 @@ class CudaBackend : public Backend {
   DeviceBuffer<TableChange> table_changes_;
   DeviceBuffer<GpuSamplingParams> params_;
   DeviceBuffer<int32_t> param_slots_;
-  std::array<InFlight, 2> flights_;
+  std::unique_ptr<SlotAdjustments> adjustments_;
+  std::vector<Flight> flights_;      // two
   std::vector<DecodeGraph> graphs_;  // by rising batch size
 
   uint64_t launched_ = 0;

@@ -81,8 +81,10 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
       (info.max_sequence_length + info.block_size - 1) / info.block_size;
   return tokens * (int64_t{4} * config.hidden_size + 2 * sixteen_bit) +
          RawRows(config, info) * 4 * QkvSize(config) +
-         int64_t{info.max_sequences} * (int64_t{4} * config.vocab_size + 4 * blocks_per_slot +
-                                        static_cast<int64_t>(sizeof(GpuSamplingParams)));
+         tokens * static_cast<int64_t>(sizeof(GpuRowLogprobs) + sizeof(float)) +
+         int64_t{info.max_sequences} *
+             (int64_t{2 * 4} * config.vocab_size + int64_t{2 * 4} * config.hidden_size +
+              4 * blocks_per_slot + static_cast<int64_t>(sizeof(GpuSamplingParams)));
 }
 
 int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
@@ -121,6 +123,15 @@ absl::Status GpuForward::Allocate() {
                                                "activations"));
   ASSIGN_OR_RETURN(logits_,
                    DeviceBuffer<float>::Create(device, sequences * config_.vocab_size, "logits"));
+  ASSIGN_OR_RETURN(adjusted_,
+                   DeviceBuffer<float>::Create(device, sequences * config_.vocab_size, "logits"));
+  ASSIGN_OR_RETURN(adjusted_slots_, DeviceBuffer<int32_t>::Create(device, sequences, "logits"));
+  ASSIGN_OR_RETURN(scores_, DeviceBuffer<GpuRowLogprobs>::Create(device, tokens, "scores"));
+  ASSIGN_OR_RETURN(pool_scales_, DeviceBuffer<float>::Create(device, tokens, "pooling"));
+  ASSIGN_OR_RETURN(pool_sums_,
+                   DeviceBuffer<float>::Create(device, sequences * config_.hidden_size, "pooling"));
+  ASSIGN_OR_RETURN(pooled_,
+                   DeviceBuffer<float>::Create(device, sequences * config_.hidden_size, "pooling"));
   ASSIGN_OR_RETURN(sampled_, DeviceBuffer<int32_t>::Create(device, sequences, "sampled tokens"));
   ASSIGN_OR_RETURN(block_tables_, DeviceBuffer<int32_t>::Create(
                                       device, sequences * blocks_per_slot_, "block tables"));
@@ -178,11 +189,17 @@ absl::Status GpuForward::Enqueue(const GpuStep& step) const {
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
     RETURN_IF_ERROR(EnqueueLayer(step, layer));
   }
+  if (step.shape.scored > 0) {
+    RETURN_IF_ERROR(EnqueueScores(step));
+  }
+  if (step.shape.pooled > 0) {
+    RETURN_IF_ERROR(EnqueuePooling(step));
+  }
   if (step.shape.samples == 0) {
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(EnqueueHead(step));
-  return EnqueueSampling(step);
+  return EnqueueSampling(step, logits_.data(), step.inputs.row_slots);
 }
 
 bool GpuForward::AttentionPrepares(const GpuStep& step) const {
@@ -292,33 +309,88 @@ absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
     return NormedProduct(rows, weights_.final_norm.data(), weights_.lm_head, Epilogue::kFp32,
                          logits_.data());
   }
+  return ProjectRows(step.inputs.sample_tokens, rows);
+}
+
+absl::Status GpuForward::ProjectRows(const int32_t* rows, int32_t num_rows) const {
   RmsNormArguments norm;
   norm.type = type_;
   norm.residual = residual_.data();
-  norm.rows = step.inputs.sample_tokens;
+  norm.rows = rows;
   norm.weight = weights_.final_norm.data();
   norm.epsilon = config_.rms_norm_eps;
-  norm.num_rows = rows;
+  norm.num_rows = num_rows;
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
   FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
   return products_.Run(
-      {.rows = rows, .x = normed_.data(), .epilogue = Epilogue::kFp32, .y = logits_.data()},
+      {.rows = num_rows, .x = normed_.data(), .epilogue = Epilogue::kFp32, .y = logits_.data()},
       weights_.lm_head);
 }
 
-absl::Status GpuForward::EnqueueSampling(const GpuStep& step) const {
-  const int32_t rows = step.shape.samples;
+absl::Status GpuForward::EnqueueScores(const GpuStep& step) const {
+  const StepInputs& inputs = step.inputs;
+  for (int32_t first = 0; first < step.shape.scored; first += info_.max_sequences) {
+    const int32_t rows = std::min(info_.max_sequences, step.shape.scored - first);
+    RETURN_IF_ERROR(ProjectRows(inputs.scored_tokens + first, rows));
+    LogprobsArguments logprobs;
+    logprobs.logits = logits_.data();
+    logprobs.num_rows = rows;
+    logprobs.max_rows = info_.max_sequences;
+    logprobs.vocab_size = config_.vocab_size;
+    logprobs.wanted = inputs.scored_top + first;
+    logprobs.tokens = inputs.scored_next + first;
+    logprobs.out = scores_.data() + first;
+    logprobs.workspace = logprobs_workspace_.data();
+    FERRITE_RETURN_IF_CUDA_ERROR(ComputeLogprobs(logprobs, stream_.get()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GpuForward::EnqueuePooling(const GpuStep& step) const {
+  PoolArguments pool;
+  pool.residual = residual_.data();
+  pool.weight = weights_.final_norm.data();
+  pool.epsilon = config_.rms_norm_eps;
+  pool.hidden = config_.hidden_size;
+  pool.items = step.inputs.pool_items;
+  pool.num_items = step.shape.pooled;
+  pool.max_tokens = step.max_pooled_tokens;
+  pool.scales = pool_scales_.data();
+  pool.sums = pool_sums_.data();
+  pool.out = pooled_.data();
+  return CudaStatus(Pool(pool, stream_.get()), "Pool");
+}
+
+absl::Status GpuForward::EnqueueSampling(const GpuStep& step, const float* logits,
+                                         const int32_t* row_slots) const {
   SampleArguments sample;
-  sample.logits = logits_.data();
-  sample.num_rows = rows;
+  sample.logits = logits;
+  sample.num_rows = step.shape.samples;
   sample.vocab_size = config_.vocab_size;
   sample.params = params_.data();
-  sample.row_slots = step.inputs.row_slots;
+  sample.row_slots = row_slots;
   sample.output_indices = step.inputs.output_indices;
   sample.tokens = sampled_.data();
   sample.workspace = sample_workspace_.data();
   return CudaStatus(SampleTokens(sample, stream_.get()), "SampleTokens");
+}
+
+absl::Status GpuForward::EnqueueAdjusted(const GpuStep& step, const AdjustState& state) const {
+  const int32_t rows = step.shape.samples;
+  AdjustLogitsArguments adjust;
+  adjust.logits = logits_.data();
+  adjust.num_rows = rows;
+  adjust.params = params_.data();
+  adjust.row_slots = step.inputs.row_slots;
+  adjust.state = state;
+  adjust.out = adjusted_.data();
+  adjust.out_slots = adjusted_slots_.data();
+  FERRITE_RETURN_IF_CUDA_ERROR(AdjustLogits(adjust, stream_.get()));
+  RETURN_IF_ERROR(EnqueueSampling(step, adjusted_.data(), adjusted_slots_.data()));
+  return CudaStatus(CountTokens(sampled_.data(), adjusted_slots_.data(), rows, params_.data(),
+                                state, stream_.get()),
+                    "CountTokens");
 }
 
 absl::Status GpuForward::EnqueueLogprobs(const GpuStep& step) const {

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cuda/device_buffer.h"
+#include "cuda/kernels/adjust_logits.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/logprobs.h"
 #include "cuda/kernels/sample.h"
@@ -26,6 +27,7 @@ struct GpuStep {
   StepShape shape;
   // The first so many sequences have one token each; the others any number.
   int32_t num_decodes = 0;
+  int32_t max_pooled_tokens = 0;  // of one sequence
 };
 
 // Owns the KV cache, the slots' block tables and sampling parameters, and every buffer a step
@@ -48,13 +50,19 @@ class GpuForward {
   // Enqueues the whole step: row r's token goes to sampled()[r].
   absl::Status Enqueue(const GpuStep& step) const;
 
+  // Behind Enqueue, and part of no graph: the rows whose parameters adjust logits are sampled
+  // again, from adjusted ones, and count what they got. logits() stays as it was.
+  absl::Status EnqueueAdjusted(const GpuStep& step, const AdjustState& state) const;
+
   // Behind Enqueue, and part of no graph: logprobs()[r] of the rows that ask for theirs.
   absl::Status EnqueueLogprobs(const GpuStep& step) const;
 
   int32_t* sampled() const { return sampled_.data(); }  // [max_sequences]
   // [max_sequences]; those of rows whose parameters ask for them
   const GpuRowLogprobs* logprobs() const { return logprobs_.data(); }
-  const float* logits() const { return logits_.data(); }  // [max_sequences, vocab]
+  const GpuRowLogprobs* scores() const { return scores_.data(); }  // [max_step_tokens]
+  const float* pooled() const { return pooled_.data(); }           // [max_sequences, hidden]
+  const float* logits() const { return logits_.data(); }           // [max_sequences, vocab]
   int32_t* block_tables() const {
     return block_tables_.data();
   }  // [max_sequences, blocks_per_slot]
@@ -73,8 +81,14 @@ class GpuForward {
   bool KeepsRawHeads(const GpuStep& step) const;
   absl::Status EnqueueLayer(const GpuStep& step, int32_t layer) const;
   absl::Status EnqueueAttention(const GpuStep& step, int32_t layer) const;
+  // logits_ is scratch to it.
+  absl::Status EnqueueScores(const GpuStep& step) const;
+  absl::Status EnqueuePooling(const GpuStep& step) const;
   absl::Status EnqueueHead(const GpuStep& step) const;
-  absl::Status EnqueueSampling(const GpuStep& step) const;
+  absl::Status EnqueueSampling(const GpuStep& step, const float* logits,
+                               const int32_t* row_slots) const;
+  // logits_ = head(norm(rows of residual_)).
+  absl::Status ProjectRows(const int32_t* rows, int32_t num_rows) const;
   // out = norm(residual) W^T + b, by the way that suits the number of rows.
   absl::Status NormedProduct(int32_t rows, const float* norm_weight, const Linear& linear,
                              Product::Epilogue epilogue, void* out) const;
@@ -106,6 +120,12 @@ class GpuForward {
   DeviceBuffer<int32_t> sampled_;     // [S]
   DeviceBuffer<float> attention_workspace_;
   DeviceBuffer<GpuRowLogprobs> logprobs_;  // [S]
+  DeviceBuffer<GpuRowLogprobs> scores_;    // [T]
+  DeviceBuffer<float> adjusted_;           // [S, vocab]
+  DeviceBuffer<int32_t> adjusted_slots_;   // [S]
+  DeviceBuffer<float> pool_scales_;        // [T]
+  DeviceBuffer<float> pool_sums_;          // [S, hidden]
+  DeviceBuffer<float> pooled_;             // [S, hidden]
   DeviceMemory sample_workspace_;
   DeviceMemory logprobs_workspace_;
 };

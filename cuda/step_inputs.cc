@@ -1,6 +1,7 @@
 #include "cuda/step_inputs.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ferrite {
 
@@ -21,10 +22,15 @@ StepInputs StepInputs::At(int32_t* base, const StepShape& shape) {
   inputs.sample_tokens = take(shape.samples);
   inputs.row_slots = take(shape.samples);
   inputs.output_indices = take(shape.samples);
+  inputs.scored_tokens = take(shape.scored);
+  inputs.scored_next = take(shape.scored);
+  inputs.scored_top = take(shape.scored);
+  inputs.pool_items = reinterpret_cast<PoolItem*>(take(shape.pooled * StepShape::kPoolItemWords));
   return inputs;
 }
 
-void FillStepInputs(const Batch& batch, const StepShape& shape, const StepInputs& inputs) {
+void FillStepInputs(const Batch& batch, std::span<const PoolItem> pool_items,
+                    const StepShape& shape, const StepInputs& inputs) {
   const int32_t tokens = batch.num_tokens();
   const int32_t sequences = batch.num_sequences();
   const int32_t samples = batch.num_samples();
@@ -42,6 +48,14 @@ void FillStepInputs(const Batch& batch, const StepShape& shape, const StepInputs
     inputs.sample_tokens[r] = batch.cu_seqlens[sequence + 1] - 1;
     inputs.row_slots[r] = batch.seq_slots[sequence].value;
     inputs.output_indices[r] = batch.output_indices[r];
+  }
+  for (size_t i = 0; i < batch.scored.size(); ++i) {
+    inputs.scored_tokens[i] = batch.scored[i].token;
+    inputs.scored_next[i] = batch.scored[i].next;
+    inputs.scored_top[i] = batch.scored[i].num_top;
+  }
+  if (!pool_items.empty()) {
+    std::memcpy(inputs.pool_items, pool_items.data(), pool_items.size_bytes());
   }
   // A padded token reads the embedding of token 0 and computes something that nobody sees.
   for (int32_t t = tokens; t < shape.tokens; ++t) {

@@ -227,6 +227,15 @@ __device__ void MergeParts(const Part* parts, int num_parts, int count, const fl
   }
 }
 
+// What the row asks for; -1 if nothing.
+__device__ int32_t Wanted(const LogprobsArguments& a, unsigned row) {
+  if (a.wanted != nullptr) {
+    return a.wanted[row];
+  }
+  const int32_t slot = a.row_slots[row];
+  return slot < 0 ? -1 : a.params[slot].num_logprobs;
+}
+
 // grid [parts, rows].
 __global__ __launch_bounds__(kThreads) void LogprobsKernel(LogprobsArguments a, uint32_t* done,
                                                            Part* all_parts) {
@@ -234,11 +243,11 @@ __global__ __launch_bounds__(kThreads) void LogprobsKernel(LogprobsArguments a, 
   AllowNext();
   WaitForPrevious();
   const unsigned row = blockIdx.y;
-  const int32_t slot = a.row_slots[row];
-  if (slot < 0 || a.params[slot].num_logprobs < 0) {
+  const int32_t wanted = Wanted(a, row);
+  if (wanted < 0) {
     return;
   }
-  const int count = min(a.params[slot].num_logprobs, kMaxTop);
+  const int count = min(wanted, kMaxTop);
   const float* logits = a.logits + int64_t{row} * a.vocab_size;
   Part* parts = all_parts + int64_t{row} * gridDim.x;
   ReducePart(logits, a.vocab_size, count, &parts[blockIdx.x], shared);

@@ -20,6 +20,14 @@ struct GpuSamplingParams {
   uint32_t sample_index = 0;
   int32_t min_new_tokens = 0;
   int32_t num_logprobs = -1;  // as in SamplingParams; for logprobs.h
+  // For adjust_logits.h.
+  bool adjusts = false;        // SamplingParams::adjusts_logits()
+  bool counts_tokens = false;  // SamplingParams::counts_tokens()
+  bool bars_tokens = false;    // some are banned, or not all allowed
+  int32_t num_biases = 0;
+  float repetition_penalty = 1;
+  float frequency_penalty = 0;
+  float presence_penalty = 0;
   int32_t num_end_tokens = 0;
   int32_t end_token_ids[kMaxEndTokens] = {};
 };

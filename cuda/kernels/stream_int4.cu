@@ -172,8 +172,8 @@ cudaError_t Run(const StreamMatmulArguments& arguments, const Int4Weight& weight
 
 cudaError_t StreamInt4(const StreamMatmulArguments& arguments, const Int4Weight& weight,
                        cudaStream_t stream) {
-  stream_int4::DeviceLimits limits;
-  if (const cudaError_t error = stream_int4::GetDeviceLimits(&limits); error != cudaSuccess) {
+  DeviceLimits limits;
+  if (const cudaError_t error = GetDeviceLimits(&limits); error != cudaSuccess) {
     return error;
   }
   return stream_int4::Run(arguments, weight, limits, stream);

@@ -73,20 +73,6 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
 
 }  // namespace
 
-cudaError_t GetDeviceLimits(DeviceLimits* limits) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error =
-        cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&limits->block_shared_bytes,
-                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  return error;
-}
-
 cudaError_t Prepare(const StreamMatmulArguments& arguments, const Int4Weight& weight,
                     const DeviceLimits& limits, StreamMatmulArguments* sized, Plan* plan) {
   if (!IsValid(arguments, weight)) {
@@ -116,8 +102,8 @@ cudaError_t SizeScratch(const StreamMatmulArguments& arguments, const Int4Weight
 
 cudaError_t SizeStreamInt4Scratch(const StreamMatmulArguments& arguments, const Int4Weight& weight,
                                   StreamMatmulScratch* scratch) {
-  stream_int4::DeviceLimits limits;
-  if (const cudaError_t error = stream_int4::GetDeviceLimits(&limits); error != cudaSuccess) {
+  DeviceLimits limits;
+  if (const cudaError_t error = GetDeviceLimits(&limits); error != cudaSuccess) {
     return error;
   }
   return stream_int4::SizeScratch(arguments, weight, limits, scratch);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/kernels/device_limits.h"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/stream_matmul.h"
 #include "cuda/kernels/stream_matmul_activations.cuh"
@@ -258,25 +259,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (plan.slices > 1) {
     CombineSlices<T, kTiles, kWide>(a, plan, group);
   }
-}
-
-struct DeviceLimits {
-  int multiprocessors = 0;
-  int block_shared_bytes = 0;
-};
-
-cudaError_t GetDeviceLimits(DeviceLimits* limits) {
-  int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error =
-        cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&limits->block_shared_bytes,
-                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  return error;
 }
 
 // Fewest slices for which x fits beside a ring of the least depth; then the deeper ring. A block

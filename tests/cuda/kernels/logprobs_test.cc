@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 #include "tests/cuda/gpu_test.h"
@@ -55,14 +56,27 @@ class DeviceRows {
     Copy(params_.get(), params);
   }
 
+  // From now on rows say themselves what they ask for, and are in no slot.
+  void AskByRow(const std::vector<Row>& rows) {
+    std::vector<int32_t> wanted;
+    for (const Row& row : rows) {
+      wanted.push_back(row.num_logprobs);
+    }
+    wanted_ = std::make_unique<Device<int32_t>>(wanted);
+  }
+
   void Enqueue(cudaStream_t stream) const {
     LogprobsArguments arguments;
     arguments.logits = logits_.get();
     arguments.num_rows = rows_;
     arguments.max_rows = max_rows_;
     arguments.vocab_size = vocab_size_;
-    arguments.params = params_.get();
-    arguments.row_slots = slots_.get();
+    if (wanted_ != nullptr) {
+      arguments.wanted = wanted_->get();
+    } else {
+      arguments.params = params_.get();
+      arguments.row_slots = slots_.get();
+    }
     arguments.tokens = tokens_.get();
     arguments.out = out_.get();
     arguments.workspace = workspace_.get();
@@ -91,6 +105,7 @@ class DeviceRows {
   Device<GpuSamplingParams> params_;
   Device<int32_t> slots_;
   Device<int32_t> tokens_;
+  std::unique_ptr<Device<int32_t>> wanted_;
   Device<GpuRowLogprobs> out_;
   Device<uint8_t> workspace_;
 };
@@ -161,6 +176,14 @@ INSTANTIATE_TEST_SUITE_P(Sizes, LogprobsVocabularyTest,
 
 TEST_P(LogprobsVocabularyTest, AgreeWithFloat64) {
   RunAndCheck(RandomRows(GetParam() > 100000 ? 7 : 19, GetParam(), 1));
+}
+
+TEST_P(LogprobsVocabularyTest, RowsAskForThemselves) {
+  const std::vector<Row> rows = RandomRows(GetParam() > 100000 ? 7 : 19, GetParam(), 50);
+  DeviceRows device(rows);
+  device.AskByRow(rows);
+  device.Enqueue(nullptr);
+  CheckAll(rows, device.Read());
 }
 
 TEST_P(LogprobsVocabularyTest, TiesGoToTheLowestId) {

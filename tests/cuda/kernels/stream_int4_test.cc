@@ -101,7 +101,7 @@ class Weight {
 // Partials poisoned, counters zero, neither larger than asked for.
 class Scratch {
  public:
-  Scratch(const Int4Weight& weight, const stream_int4::DeviceLimits& limits,
+  Scratch(const Int4Weight& weight, const DeviceLimits& limits,
           StreamMatmulArguments* arguments) {
     StreamMatmulScratch size;
     test::CheckCuda(stream_int4::SizeScratch(*arguments, weight, limits, &size));
@@ -137,7 +137,7 @@ class Problem {
         start_(test::RandomNormal(size_t{1} * kRows * c.outputs, 6)),
         bias_on_device_(bias_),
         norm_on_device_(norm_) {
-    test::CheckCuda(stream_int4::GetDeviceLimits(&limits_));
+    test::CheckCuda(GetDeviceLimits(&limits_));
     if (block_shared_bytes > 0) {
       limits_.block_shared_bytes = std::min(limits_.block_shared_bytes, block_shared_bytes);
     }
@@ -249,7 +249,7 @@ class Problem {
   GpuType type_;
   int32_t inputs_;
   int32_t outputs_;
-  stream_int4::DeviceLimits limits_;
+  DeviceLimits limits_;
   Weight weight_;
   std::vector<uint16_t> x_;      // [8, inputs]
   std::vector<float> residual_;  // [8, inputs]
