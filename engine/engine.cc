@@ -33,6 +33,12 @@ absl::Status CheckOptions(const EngineOptions& options, const BackendInfo& info)
   return absl::OkStatus();
 }
 
+// The fewest tokens after which the request may be done.
+int64_t LeastOutput(const EngineRequest& request) {
+  const bool to_length = request.sampling.end_token_ids.empty() && request.stop_strings.empty();
+  return to_length ? request.max_new_tokens : request.sampling.min_new_tokens;
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, const Tokenizer* tokenizer)
@@ -260,6 +266,7 @@ absl::Status Engine::SubmitSequences(const std::string& id,
                      most));
   }
   ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
+  RETURN_IF_ERROR(CheckDeadline(*workers_[index], sequences));
   InFlight in_flight{.streams = {}, .num_running = sequences.size(), .worker = index};
   for (const std::unique_ptr<Sequence>& sequence : sequences) {
     in_flight.streams.push_back(sequence->stream());
@@ -277,6 +284,33 @@ absl::Status Engine::SubmitSequences(const std::string& id,
     in_flight_.erase(id);
   }
   return status;
+}
+
+absl::Status Engine::CheckDeadline(const Worker& worker,
+                                   const std::vector<std::unique_ptr<Sequence>>& sequences) const {
+  const Clock::time_point deadline = sequences.front()->request().deadline;
+  const Backlog backlog = worker.backlog();
+  // With nobody in front there is no present rate; and what an idle worker refused by a rate that
+  // is no longer true, it would refuse for ever.
+  const bool idle = backlog.running == 0 && backlog.waiting == 0;
+  if (!options_.refuse_late || deadline == Clock::time_point::max() || idle) {
+    return absl::OkStatus();
+  }
+  int64_t prompt_tokens = 0;
+  int64_t output_tokens = 0;
+  for (const std::unique_ptr<Sequence>& sequence : sequences) {
+    prompt_tokens += sequence->num_waiting_tokens();
+    output_tokens = std::max(output_tokens, LeastOutput(sequence->request()));
+  }
+  const double left = SecondsBetween(Clock::now(), deadline);
+  const double needed = SecondsToServe(worker.rates(), backlog, prompt_tokens, output_tokens);
+  if (needed <= left) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "the deadline is in %.3f s, and at the present rate the request would take about %.3f s: %d "
+      "requests run, %d with %d prompt tokens wait (scheduler.refuse_late)",
+      left, needed, backlog.running, backlog.waiting, backlog.waiting_tokens));
 }
 
 void Engine::OnFinished(const std::string& request_id) {
@@ -324,7 +358,7 @@ std::vector<WorkerLoad> Engine::load() const {
 double Engine::RetryAfterSeconds() const {
   double shortest = 0;
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    const double interval = worker->finish_interval_seconds();
+    const double interval = worker->rates().finish_seconds;
     if (interval > 0 && (shortest == 0 || interval < shortest)) {
       shortest = interval;
     }

@@ -20,6 +20,7 @@ struct EngineOptions {
   SchedulerOptions scheduler;
   AdmissionLimits admission;
   double stuck_step_seconds = 60;  // without progress: a worker counts as stuck
+  bool refuse_late = false;        // what cannot meet its deadline at the present rate
 };
 
 // Owns the workers, one per model replica. Thread-safe.
@@ -47,9 +48,9 @@ class Engine {
   // InvalidArgument if it could never run (empty prompt, token out of range, longer than the
   // context or the KV pool, more end tokens than the backends take, more samples than the queue
   // holds, an id already in flight), Unimplemented if the backends do not serve what it asks for,
-  // DeadlineExceeded if its deadline has passed, ResourceExhausted if the queue is full,
-  // Unavailable when shutting down or if no worker can serve. Nothing is kept of a request that is
-  // refused.
+  // DeadlineExceeded if its deadline has passed, ResourceExhausted if the queue is full or, with
+  // refuse_late, if the request would come too late, Unavailable when shutting down or if no worker
+  // can serve. Nothing is kept of a request that is refused.
   absl::Status Submit(EngineRequest request, std::vector<std::shared_ptr<TokenStream>> samples);
   absl::Status Submit(EngineRequest request, std::shared_ptr<TokenStream> stream);
 
@@ -96,6 +97,8 @@ class Engine {
                                std::vector<std::unique_ptr<Sequence>> sequences);
   // Of the workers that can serve; Unavailable if there is none.
   absl::StatusOr<size_t> LeastLoaded() const;
+  absl::Status CheckDeadline(const Worker& worker,
+                             const std::vector<std::unique_ptr<Sequence>>& sequences) const;
   absl::Status StuckStatus(size_t worker, double step_age_seconds) const;
   void OnFinished(const std::string& request_id);
 

@@ -79,4 +79,9 @@ int32_t RequestQueue::num_waiting() const {
   return waiting_requests_;
 }
 
+int64_t RequestQueue::num_waiting_tokens() const {
+  MutexLock lock(&mutex_);
+  return waiting_tokens_;
+}
+
 }  // namespace ferrite

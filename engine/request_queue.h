@@ -40,6 +40,7 @@ class RequestQueue {
   // From now on CheckRoom and Push return `reason`, which is not OK. The first call counts.
   void Close(absl::Status reason);
   int32_t num_waiting() const;
+  int64_t num_waiting_tokens() const;
 
  private:
   absl::Status CheckRoomLocked(int32_t requests, int64_t prompt_tokens) const

@@ -18,6 +18,7 @@ int64_t Nanoseconds(Clock::time_point time) {
 Worker::Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
                FinishedCallback on_finished)
     : backend_(std::move(backend)),
+      options_(options),
       on_finished_(std::move(on_finished)),
       queue_(limits),
       scheduler_(backend_->info(), options, this) {
@@ -58,7 +59,21 @@ WorkerLoad Worker::load() const {
   if (const int64_t progress = progress_ns_.load(); progress != 0) {
     load.step_age_seconds = 1e-9 * static_cast<double>(Nanoseconds(Clock::now()) - progress);
   }
+  load.seconds_until_slot = SecondsUntilSlot(rates(), backlog());
   return load;
+}
+
+StepRates Worker::rates() const {
+  MutexLock lock(&rates_mutex_);
+  return rates_;
+}
+
+Backlog Worker::backlog() const {
+  return {.running = running_.load(),
+          .waiting = queue_.num_waiting(),
+          .waiting_tokens = queue_.num_waiting_tokens(),
+          .max_running = options_.max_running,
+          .max_step_tokens = options_.max_step_tokens};
 }
 
 absl::Status Worker::failure() const {
@@ -72,13 +87,7 @@ void Worker::OnLeftWaiting(const Sequence& sequence) {
 
 void Worker::OnFinished(const Sequence& sequence) {
   tokens_outstanding_.fetch_sub(sequence.max_tokens());
-  const Clock::time_point now = Clock::now();
-  if (last_finish_ != Clock::time_point()) {
-    const double interval = SecondsBetween(last_finish_, now);
-    const double mean = finish_interval_.load();
-    finish_interval_.store(mean == 0 ? interval : 0.9 * mean + 0.1 * interval);
-  }
-  last_finish_ = now;
+  estimator_.OnEnded();
   on_finished_(sequence);
 }
 
@@ -122,12 +131,17 @@ absl::Status Worker::Step() {
   scheduler_.Plan(Clock::now(), &batch_);
   const bool launched = !batch_.empty();
   if (launched) {
+    // Each sequence of more than one token is computing its prompt.
+    estimator_.OnLaunched(Clock::now(), batch_.num_tokens(),
+                          batch_.num_tokens() - batch_.num_sequences());
     RETURN_IF_ERROR(backend_->Launch(batch_));
   }
   const int32_t outstanding = scheduler_.steps_outstanding();
   if (outstanding == backend_->info().pipeline_depth || (!launched && outstanding > 0)) {
     RETURN_IF_ERROR(backend_->Wait(&result_));
-    RETURN_IF_ERROR(scheduler_.Complete(result_, Clock::now()));
+    const Clock::time_point now = Clock::now();
+    estimator_.OnCompleted(now);
+    RETURN_IF_ERROR(scheduler_.Complete(result_, now));
   } else if (!launched && scheduler_.has_work()) {
     return absl::InternalError("the scheduler has work but plans none");
   }
@@ -163,6 +177,8 @@ void Worker::PublishLoad() {
   blocks_free_.store(scheduler_.blocks().num_free());
   steps_.store(scheduler_.num_steps());
   preemptions_.store(scheduler_.num_preemptions());
+  MutexLock lock(&rates_mutex_);
+  rates_ = estimator_.rates();
 }
 
 }  // namespace ferrite

@@ -10,6 +10,7 @@
 
 #include "engine/backend.h"
 #include "engine/delivery.h"
+#include "engine/rate_estimator.h"
 #include "engine/request_queue.h"
 #include "engine/scheduler.h"
 
@@ -24,8 +25,9 @@ struct WorkerLoad {
   int64_t tokens_outstanding = 0;  // prompt plus the most output, over requests in flight
   uint64_t steps = 0;
   uint64_t preemptions = 0;
-  double step_age_seconds = 0;  // since the present step made progress; 0 when idle
-  bool failed = false;          // the backend failed: nothing is served any more
+  double step_age_seconds = 0;    // since the present step made progress; 0 when idle
+  double seconds_until_slot = 0;  // an estimate; 0 if one is free
+  bool failed = false;            // the backend failed: nothing is served any more
 };
 
 // The loop is plan and launch step t+1, wait for step t, hand out its tokens. Thread-safe.
@@ -53,8 +55,8 @@ class Worker final : private Scheduler::Observer {
   WorkerLoad load() const;
   // OK, or Internal with what failed, once load().failed.
   absl::Status failure() const;
-  // Mean seconds between two requests that end; 0 before the second.
-  double finish_interval_seconds() const { return finish_interval_.load(); }
+  StepRates rates() const;
+  Backlog backlog() const;
 
  private:
   void OnLeftWaiting(const Sequence& sequence) override;
@@ -67,6 +69,7 @@ class Worker final : private Scheduler::Observer {
   void PublishLoad();
 
   const std::unique_ptr<Backend> backend_;
+  const SchedulerOptions options_;
   const FinishedCallback on_finished_;
   RequestQueue queue_;
   Delivery delivery_;
@@ -76,10 +79,12 @@ class Worker final : private Scheduler::Observer {
   Batch batch_;
   StepResult result_;
   std::vector<std::unique_ptr<Sequence>> incoming_;
-  Clock::time_point last_finish_;
+  RateEstimator estimator_;
 
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};
+  mutable Mutex rates_mutex_;
+  StepRates rates_ ABSL_GUARDED_BY(rates_mutex_);
   mutable Mutex failure_mutex_;
   absl::Status failure_ ABSL_GUARDED_BY(failure_mutex_);  // set before failed_
   std::atomic<int32_t> running_{0};
@@ -88,7 +93,6 @@ class Worker final : private Scheduler::Observer {
   std::atomic<uint64_t> steps_{0};
   std::atomic<uint64_t> preemptions_{0};
   std::atomic<int64_t> progress_ns_{0};  // Clock time of the last progress; 0 when idle
-  std::atomic<double> finish_interval_{0};
   std::thread thread_;
 };
 
