@@ -1,9 +1,34 @@
 #include "server/control_service.h"
 
+#include <algorithm>
+#include <limits>
+#include <vector>
+
 #include "engine/status_macros.h"
 #include "server/unary_call.h"
 
 namespace ferrite {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+double UsedShare(int64_t free, int64_t total) {
+  return total == 0 ? 0 : 1 - static_cast<double>(free) / static_cast<double>(total);
+}
+
+void FillWorkerLoad(const WorkerLoad& load, v1::WorkerLoad* worker) {
+  worker->set_requests_running(load.requests_running);
+  worker->set_requests_waiting(load.requests_waiting);
+  worker->set_kv_blocks_free(load.kv_blocks_free);
+  worker->set_kv_blocks_total(load.kv_blocks_total);
+  worker->set_kv_cache_usage(UsedShare(load.kv_blocks_free, load.kv_blocks_total));
+  worker->set_tokens_outstanding(load.tokens_outstanding);
+  worker->set_steps_total(load.steps);
+  worker->set_preemptions_total(load.preemptions);
+  worker->set_seconds_until_free_slot(load.seconds_until_slot);
+}
+
+}  // namespace
 
 grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerContext* call,
                                                         const grpc::ByteBuffer* request,
@@ -98,18 +123,24 @@ void ControlService::FillModelInfo(v1::GetModelInfoResponse* answer) const {
 
 void ControlService::FillLoad(v1::GetLoadResponse* answer) const {
   answer->set_draining(draining_.load());
+  answer->set_slow_readers_total(write_watch_->num_cancelled());
   const std::vector<WorkerLoad> loads = engine_->load();
+  int64_t blocks = 0, blocks_free = 0;
+  double soonest = kNever;
   for (size_t i = 0; i < loads.size(); ++i) {
-    v1::WorkerLoad* const worker = answer->add_workers();
-    worker->set_index(static_cast<int32_t>(i));
-    worker->set_requests_running(loads[i].requests_running);
-    worker->set_requests_waiting(loads[i].requests_waiting);
-    worker->set_kv_blocks_free(loads[i].kv_blocks_free);
-    worker->set_kv_blocks_total(loads[i].kv_blocks_total);
-    worker->set_tokens_outstanding(loads[i].tokens_outstanding);
-    worker->set_steps_total(loads[i].steps);
-    worker->set_preemptions_total(loads[i].preemptions);
+    const WorkerLoad& load = loads[i];
+    const bool healthy = engine_->WorkerHealth(i).ok();
+    FillWorkerLoad(load, answer->add_workers());
+    answer->mutable_workers(static_cast<int>(i))->set_index(static_cast<int32_t>(i));
+    answer->mutable_workers(static_cast<int>(i))->set_healthy(healthy);
+    answer->set_requests_running(answer->requests_running() + load.requests_running);
+    answer->set_requests_waiting(answer->requests_waiting() + load.requests_waiting);
+    blocks += load.kv_blocks_total;
+    blocks_free += load.kv_blocks_free;
+    if (healthy) soonest = std::min(soonest, load.seconds_until_slot);
   }
+  answer->set_kv_cache_usage(UsedShare(blocks_free, blocks));
+  answer->set_seconds_until_free_slot(soonest);
 }
 
 }  // namespace ferrite

@@ -6,6 +6,7 @@
 #include "ferrite/v1/control.grpc.pb.h"
 #include "server/authenticator.h"
 #include "server/generate_params.h"
+#include "server/write_watch.h"
 
 namespace ferrite {
 
@@ -17,10 +18,12 @@ using RawControlService = v1::Control::WithRawCallbackMethod_GetServerInfo<
 class ControlService final : public RawControlService {
  public:
   ControlService(const Authenticator* authenticator, RequestContext context, Engine* engine,
-                 int64_t max_message_bytes, Clock::time_point process_start)
+                 const WriteWatch* write_watch, int64_t max_message_bytes,
+                 Clock::time_point process_start)
       : authenticator_(authenticator),
         context_(context),
         engine_(engine),
+        write_watch_(write_watch),
         max_message_bytes_(max_message_bytes),
         process_start_(process_start) {}
 
@@ -49,6 +52,7 @@ class ControlService final : public RawControlService {
   const Authenticator* const authenticator_;
   const RequestContext context_;
   Engine* const engine_;
+  const WriteWatch* const write_watch_;
   const int64_t max_message_bytes_;
   const Clock::time_point process_start_;
   std::atomic<double> startup_seconds_{0};

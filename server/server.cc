@@ -30,6 +30,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   const ServerConfig::Scheduler& scheduler = config.scheduler;
   EngineOptions options;
   options.stuck_step_seconds = config.server.stuck_step_seconds;
+  options.refuse_late = config.scheduler.refuse_late;
   options.scheduler.max_running = scheduler.max_running;
   options.scheduler.max_step_tokens = scheduler.max_step_tokens;
   options.admission.max_waiting_requests = scheduler.max_waiting;
@@ -106,10 +107,13 @@ absl::Status Server::Secure() {
 }
 
 absl::Status Server::Listen(Clock::time_point process_start) {
+  write_watch_ = std::make_unique<WriteWatch>(config_.server.slow_reader_seconds, logger_);
+  load_reporter_ = std::make_unique<LoadReporter>(engine_.get(), config_.server.orca);
   const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
   inference_ = std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get());
   control_ = std::make_unique<ControlService>(authenticator_.get(), context, engine_.get(),
-                                              config_.server.max_message_bytes, process_start);
+                                              write_watch_.get(), config_.server.max_message_bytes,
+                                              process_start);
 
   // Both are process-wide switches of gRPC; they act on servers built afterwards.
   grpc::EnableDefaultHealthCheckService(true);

@@ -17,9 +17,11 @@
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/inference_service.h"
+#include "server/load_report.h"
 #include "server/log.h"
 #include "server/served_model.h"
 #include "server/tls_credentials.h"
+#include "server/write_watch.h"
 
 namespace ferrite {
 
@@ -67,6 +69,8 @@ class Server {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<TlsCredentials> tls_;  // null: plain text
   std::unique_ptr<Authenticator> authenticator_;
+  std::unique_ptr<WriteWatch> write_watch_;
+  std::unique_ptr<LoadReporter> load_reporter_;
   std::unique_ptr<InferenceService> inference_;
   std::unique_ptr<ControlService> control_;
   std::unique_ptr<grpc::Server> grpc_;  // after what its handlers use
