@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cpu/forward.h"
+#include "cpu/simd_ops.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -94,6 +95,10 @@ CpuBackend::CpuBackend(const BackendInfo& info)
   num_logprobs_.reserve(info.max_sequences);
   logprobs_.reserve(info.max_sequences);
   top_.resize(size_t{SamplingParams::kMaxLogprobs} * info.max_sequences);
+  scored_.reserve(info.max_sequences);
+  scores_.Reserve(info.max_step_tokens, SamplingParams::kMaxLogprobs);
+  pooled_sums_.resize(int64_t{info.max_sequences} * info.hidden_size);
+  pooled_.reserve(int64_t{info.max_sequences} * info.hidden_size);
 }
 
 CpuBackend::~CpuBackend() = default;
@@ -120,6 +125,8 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig
                          .vocab_size = config.vocab_size,
                          .hidden_size = config.hidden_size,
                          .adjusts_logits = true,
+                         .scores_tokens = true,
+                         .pools = true,
                          .num_parameters = 0,
                          .pipeline_depth = 1};
   const ForwardOptions forward{.compute_type = type,
@@ -138,6 +145,7 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig
     for (int32_t i = 0; i < backend->pool_->num_threads(); ++i) {
       backend->samplers_.emplace_back(config.vocab_size);
     }
+    backend->final_norms_.resize(int64_t{backend->pool_->num_threads()} * config.hidden_size);
     return backend;
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -157,14 +165,22 @@ absl::Status CpuBackend::Launch(const Batch& batch) {
     if (assignment.params->counts_tokens()) {
       counts_[assignment.slot.value].Reset(assignment.tokens, assignment.num_prompt_tokens);
     }
+    if (assignment.pooling == Pooling::kMean) {
+      const auto sum = pooled_sums_.begin() + int64_t{assignment.slot.value} * info_.hidden_size;
+      std::fill_n(sum, info_.hidden_size, 0.0f);
+    }
   }
   ResolveInputs(batch);
   PrepareSamples(batch);
+  scores_.Clear();
+  pooled_.clear();
   if (!batch.empty()) {
     ASSIGN_OR_RETURN(
         std::span<float> logits,
         forward_->Run(batch, token_ids_, slots_.block_tables(), slots_.blocks_per_slot()));
     Sample(batch, logits);
+    RETURN_IF_ERROR(Score(batch));  // last of those that use the logits' buffer
+    Pool(batch);
   }
   step_ = batch.step;
   outstanding_ = true;
@@ -186,6 +202,8 @@ absl::Status CpuBackend::Wait(StepResult* result) {
   for (size_t row = 0; any_logprobs_ && row < sampled_.size(); ++row) {
     result->logprobs.Append(logprobs_[row], Top(row));
   }
+  result->scores = scores_;
+  result->pooled = pooled_;
   return absl::OkStatus();
 }
 
@@ -211,14 +229,13 @@ void CpuBackend::PrepareSamples(const Batch& batch) {
 
 void CpuBackend::Sample(const Batch& batch, std::span<float> logits) {
   const auto vocab_size = static_cast<size_t>(info_.vocab_size);
-  // A row costs about as much as its vocabulary is long.
-  const int64_t grain = (1 << 14) / info_.vocab_size + 1;
-  pool_->ParallelFor(batch.num_samples(), grain, [&](int64_t begin, int64_t end, int32_t thread) {
-    for (int64_t row = begin; row < end; ++row) {
-      SampleRow(row, batch.seq_slots[batch.sample_seqs[row]], batch.output_indices[row],
-                logits.subspan(row * vocab_size, vocab_size), &samplers_[thread]);
-    }
-  });
+  pool_->ParallelFor(
+      batch.num_samples(), SampleGrain(), [&](int64_t begin, int64_t end, int32_t thread) {
+        for (int64_t row = begin; row < end; ++row) {
+          SampleRow(row, batch.seq_slots[batch.sample_seqs[row]], batch.output_indices[row],
+                    logits.subspan(row * vocab_size, vocab_size), &samplers_[thread]);
+        }
+      });
 }
 
 void CpuBackend::SampleRow(int64_t row, SeqSlot slot, int32_t output_index, std::span<float> logits,
@@ -231,6 +248,75 @@ void CpuBackend::SampleRow(int64_t row, SeqSlot slot, int32_t output_index, std:
   }
   if (num_logprobs_[row] >= 0) {
     logprobs_[row] = Sampler::Logprobs(logits, sampled_[row], Top(row));
+  }
+}
+
+// In pieces that the buffer of logits has room for.
+absl::Status CpuBackend::Score(const Batch& batch) {
+  const std::span<const ScoredToken> scored = batch.scored;
+  scores_.own.resize(scored.size());
+  scores_.top_offsets.assign(1, 0);
+  for (const ScoredToken& token : scored) {
+    const int32_t num_top = std::clamp(token.num_top, 0, info_.vocab_size);
+    scores_.top_offsets.push_back(scores_.top_offsets.back() + num_top);
+  }
+  scores_.top.resize(scores_.top_offsets.back());
+  const auto vocab_size = static_cast<size_t>(info_.vocab_size);
+  for (size_t first = 0; first < scored.size(); first += info_.max_sequences) {
+    const size_t count = std::min<size_t>(info_.max_sequences, scored.size() - first);
+    scored_.clear();
+    for (const ScoredToken& token : scored.subspan(first, count)) {
+      scored_.push_back(token.token);
+    }
+    ASSIGN_OR_RETURN(const std::span<const float> logits, forward_->Logits(scored_));
+    pool_->ParallelFor(count, SampleGrain(), [&](int64_t begin, int64_t end, int32_t) {
+      for (int64_t row = begin; row < end; ++row) {
+        const size_t i = first + row;
+        const int32_t top = scores_.top_offsets[i];
+        scores_.own[i] = Sampler::Logprobs(
+            logits.subspan(row * vocab_size, vocab_size), scored[i].next,
+            std::span(scores_.top).subspan(top, scores_.top_offsets[i + 1] - top));
+      }
+    });
+  }
+  return absl::OkStatus();
+}
+
+void CpuBackend::Pool(const Batch& batch) {
+  const int64_t hidden = info_.hidden_size;
+  const auto sums = [&](SeqSlot slot) { return slots_.pooling(slot) == Pooling::kMean; };
+  if (std::any_of(batch.seq_slots.begin(), batch.seq_slots.end(), sums)) {
+    pool_->ParallelFor(batch.num_sequences(), 1, [&](int64_t begin, int64_t end, int32_t thread) {
+      for (int64_t s = begin; s < end; ++s) {
+        if (sums(batch.seq_slots[s])) {
+          AddToSum(batch, static_cast<int32_t>(s), thread);
+        }
+      }
+    });
+  }
+  pooled_.resize(batch.pooled_seqs.size() * hidden);
+  for (size_t e = 0; e < batch.pooled_seqs.size(); ++e) {
+    const int32_t s = batch.pooled_seqs[e];
+    float* const out = pooled_.data() + e * hidden;
+    const SeqSlot slot = batch.seq_slots[s];
+    if (slots_.pooling(slot) == Pooling::kLast) {
+      forward_->FinalNorm(batch.cu_seqlens[s + 1] - 1, out);
+      continue;
+    }
+    const float* const sum = pooled_sums_.data() + slot.value * hidden;
+    const auto count = static_cast<float>(batch.kv_lens[s]);
+    std::transform(sum, sum + hidden, out, [count](float value) { return value / count; });
+  }
+}
+
+// Token by token, so that a sum is the same however its sequence is cut into chunks.
+void CpuBackend::AddToSum(const Batch& batch, int32_t sequence, int32_t thread) {
+  const int64_t hidden = info_.hidden_size;
+  float* const sum = pooled_sums_.data() + batch.seq_slots[sequence].value * hidden;
+  float* const row = final_norms_.data() + thread * hidden;
+  for (int32_t t = batch.cu_seqlens[sequence]; t < batch.cu_seqlens[sequence + 1]; ++t) {
+    forward_->FinalNorm(t, row);
+    AddTo(row, hidden, sum);
   }
 }
 

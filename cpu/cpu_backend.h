@@ -62,6 +62,11 @@ class CpuBackend : public Backend {
                  Sampler* sampler);
   // Where the row's likeliest tokens go.
   std::span<TokenLogprob> Top(int64_t row);
+  absl::Status Score(const Batch& batch);
+  void Pool(const Batch& batch);
+  void AddToSum(const Batch& batch, int32_t sequence, int32_t thread);
+  // Rows of logits that are worth another thread: one costs as much as its vocabulary is long.
+  int64_t SampleGrain() const { return (1 << 14) / info_.vocab_size + 1; }
 
   BackendInfo info_;
   SlotTable slots_;
@@ -70,12 +75,18 @@ class CpuBackend : public Backend {
   std::unique_ptr<ForwardPass> forward_;
   std::vector<Sampler> samplers_;   // [num_threads]
   std::vector<TokenId> token_ids_;  // [T] the step's inputs
+  std::vector<int32_t> scored_;     // [max_sequences] tokens whose logits are scored together
+  std::vector<float>
+      pooled_sums_;  // [max_sequences, hidden] of slots that pool by the mean, so far
+  std::vector<float> final_norms_;  // [num_threads, hidden]
   // Of the last launched step.
   std::vector<TokenId> sampled_;       // [R]
   std::vector<int32_t> num_logprobs_;  // [R] as asked for
   bool any_logprobs_ = false;
   std::vector<float> logprobs_;    // [R]
   std::vector<TokenLogprob> top_;  // [max_sequences, kMaxLogprobs]
+  LogprobList scores_;
+  std::vector<float> pooled_;  // [E, hidden]
   uint64_t step_ = 0;
   bool outstanding_ = false;
 };

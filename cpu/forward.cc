@@ -92,13 +92,33 @@ absl::StatusOr<std::span<float>> ForwardPass::Run(const Batch& batch,
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
     RETURN_IF_ERROR(RunLayer(batch, block_tables, table_stride, layer));
   }
-  const int32_t rows = batch.num_samples();
-  const int64_t hidden = config_.hidden_size;
-  for (int32_t r = 0; r < rows; ++r) {
-    const int64_t token = batch.cu_seqlens[batch.sample_seqs[r] + 1] - 1;
-    std::memcpy(sampled_.data() + r * hidden, residual_.data() + token * hidden,
-                hidden * sizeof(float));
+  for (int32_t r = 0; r < batch.num_samples(); ++r) {
+    GatherSample(r, batch.cu_seqlens[batch.sample_seqs[r] + 1] - 1);
   }
+  return SampleLogits(batch.num_samples());
+}
+
+absl::StatusOr<std::span<float>> ForwardPass::Logits(std::span<const int32_t> tokens) {
+  for (size_t r = 0; r < tokens.size(); ++r) {
+    GatherSample(static_cast<int32_t>(r), tokens[r]);
+  }
+  return SampleLogits(static_cast<int32_t>(tokens.size()));
+}
+
+void ForwardPass::FinalNorm(int32_t token, float* out) const {
+  const int64_t hidden = config_.hidden_size;
+  RmsNorm(residual_.data() + token * hidden, weights_.final_norm.data(), config_.rms_norm_eps,
+          hidden, out);
+}
+
+void ForwardPass::GatherSample(int32_t row, int32_t token) {
+  const int64_t hidden = config_.hidden_size;
+  std::memcpy(sampled_.data() + row * hidden, residual_.data() + token * hidden,
+              hidden * sizeof(float));
+}
+
+// Of the first `rows` gathered.
+absl::StatusOr<std::span<float>> ForwardPass::SampleLogits(int32_t rows) {
   if (rows > 0) {
     Normalize(sampled_.data(), weights_.final_norm, rows);
     RETURN_IF_ERROR(

@@ -46,6 +46,14 @@ class ForwardPass {
   absl::StatusOr<std::span<float>> Run(const Batch& batch, std::span<const TokenId> token_ids,
                                        std::span<const BlockId> block_tables, int64_t table_stride);
 
+  // Of the last Run's tokens, which Run's own logits are not needed any longer for: the logits
+  // [tokens, vocab_size] of at most max_sequences of them, given by index into its T tokens.
+  absl::StatusOr<std::span<float>> Logits(std::span<const int32_t> tokens);
+
+  // out[hidden_size] = the final norm's output at the last Run's token `token`, in fp32 whatever
+  // the compute type. Several threads may call it at once.
+  void FinalNorm(int32_t token, float* out) const;
+
   int64_t num_parameters() const { return weights_.num_parameters; }
   int64_t kv_pool_bytes() const { return kv_.bytes(); }
 
@@ -58,6 +66,8 @@ class ForwardPass {
   void Normalize(const float* x, const std::vector<float>& weight, int32_t rows);
   void PrepareHeads(const Batch& batch, int32_t layer);
   void Activate(int32_t rows);
+  void GatherSample(int32_t row, int32_t token);
+  absl::StatusOr<std::span<float>> SampleLogits(int32_t rows);
   absl::Status RunLayer(const Batch& batch, std::span<const BlockId> block_tables,
                         int64_t table_stride, int32_t layer);
 

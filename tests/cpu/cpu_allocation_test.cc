@@ -54,14 +54,14 @@ TEST(CpuAllocationTest, TheCounterCounts) {
 
 TEST(CpuAllocationTest, AStepAllocatesNothing) {
   const TinyModel tiny = LoadTinyModel("tiny_untied_f32");
-  std::vector<int32_t> blocks(64);
+  std::vector<int32_t> blocks(128);
   std::iota(blocks.begin(), blocks.end(), 0);
   const auto backend = CpuBackend::Create(tiny.config, *tiny.checkpoint,
                                           {.compute_type = "fp32",
                                            .num_threads = 3,
-                                           .num_blocks = 64,
+                                           .num_blocks = 128,
                                            .block_size = 4,
-                                           .max_sequences = 4,
+                                           .max_sequences = 5,
                                            .max_step_tokens = 64})
                            .value();
   const SamplingParams params[] = {
@@ -70,7 +70,7 @@ TEST(CpuAllocationTest, AStepAllocatesNothing) {
       {.temperature = 1.5f, .top_k = 10, .min_p = 0.1f, .seed = 2}};
   PagedBatch paged(4, blocks);
   StepResult result;
-  for (int32_t i = 0; i < 30; ++i) {
+  for (int32_t i = 0; i < 10; ++i) {
     paged.NextStep();
     for (int32_t s = 0; s < 3; ++s) {
       if (i == 0) {
@@ -78,6 +78,17 @@ TEST(CpuAllocationTest, AStepAllocatesNothing) {
       }
       paged.Append(s, i == 0 ? tiny.prompts[1].tokens : std::vector<TokenId>{3}, true, i);
     }
+    for (const int32_t s : {3, 4}) {  // one more token scored than logits have rows, and pooling
+      if (i == 0) {
+        paged.Assign(s, params[0]);
+        paged.batch().slot_assignments.back().pooling = s == 3 ? Pooling::kNone : Pooling::kMean;
+      }
+      paged.Append(s, std::vector<TokenId>(s == 3 ? 6 : 1, 3), false);
+    }
+    for (int32_t t = paged.batch().num_tokens() - 7; t < paged.batch().num_tokens() - 1; ++t) {
+      paged.batch().scored.push_back({.token = t, .next = 5, .num_top = 20});
+    }
+    paged.batch().pooled_seqs.push_back(4);
     counting = i >= 2;
     const absl::Status launched = backend->Launch(paged.batch());
     const absl::Status waited = backend->Wait(&result);
