@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,12 +25,26 @@ struct RequestContext {
 // NotFound unless `model` is unset, empty or the served name.
 absl::Status CheckModelName(bool has_model, const std::string& model, const ServedModel& served);
 
+// As given, or made; InvalidArgument names the bound.
+absl::StatusOr<std::string> ResolveRequestId(bool has_request_id, const std::string& request_id);
+
+absl::StatusOr<int32_t> ResolvePriority(int32_t priority);
+
+// A GenerateRequest of the wire, resolved: what the engine runs, and how its output is shown.
+struct GenerateCall {
+  EngineRequest request;
+  int32_t num_samples = 1;
+  bool return_token_ids = true;
+  std::string echo;              // goes before each choice's text
+  int32_t truncated_tokens = 0;  // that the prompt has lost
+};
+
 // Unset knobs come from the model's generation config, then from `context.defaults`; an unset seed
 // is drawn, an unset request_id is made. InvalidArgument names the field, its value and the bound;
 // Unimplemented names a field that this build does not serve yet. The prompt is tokenised last.
 // `received` and `deadline` are left to the caller.
-absl::StatusOr<EngineRequest> ResolveGenerateRequest(const v1::GenerateRequest& wire,
-                                                     const RequestContext& context);
+absl::StatusOr<GenerateCall> ResolveGenerateRequest(const v1::GenerateRequest& wire,
+                                                    const RequestContext& context);
 
 // The knobs as resolved, for the response.
 v1::UsedParams UsedParams(const EngineRequest& request);

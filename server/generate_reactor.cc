@@ -20,61 +20,28 @@ Clock::time_point EngineDeadline(const grpc::CallbackServerContext& call) {
   return Clock::now() + left;
 }
 
-// Parses, resolves and submits what has been admitted. `info` is filled before the request is
-// submitted, since output may come at once.
+// Parses, resolves and submits what has been admitted. `outputs` and `info` are filled before the
+// request is submitted, since output may come at once.
 absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackServerContext& call,
-                           const grpc::ByteBuffer& bytes, std::shared_ptr<TokenStream> stream,
-                           v1::PromptInfo* info) {
+                           const grpc::ByteBuffer& bytes, TokenStream::Mode mode,
+                           const std::weak_ptr<TokenStream::Listener>& listener,
+                           std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info) {
   const Clock::time_point received = Clock::now();
   RETURN_IF_ERROR(context.engine->CheckRoom());
   v1::GenerateRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
-  ASSIGN_OR_RETURN(EngineRequest request, ResolveGenerateRequest(wire, context.request));
+  ASSIGN_OR_RETURN(GenerateCall resolved, ResolveGenerateRequest(wire, context.request));
+  EngineRequest& request = resolved.request;
   request.received = received;
   request.deadline = EngineDeadline(call);
   info->set_request_id(request.id);
   info->set_model(context.request.model->name);
   info->set_prompt_tokens(static_cast<int32_t>(request.prompt.size()));
+  info->set_truncated_tokens(resolved.truncated_tokens);
   *info->mutable_used() = UsedParams(request);
-  return context.engine->Submit(std::move(request), std::move(stream));
-}
-
-void FillChoice(const OutputDelta& delta, v1::Choice* choice) {
-  choice->set_index(0);
-  choice->set_text(delta.text);
-  choice->mutable_token_ids()->Assign(delta.token_ids.begin(), delta.token_ids.end());
-}
-
-v1::FinishReason ToWire(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kAborted:
-      return v1::FINISH_REASON_ABORTED;
-    case FinishReason::kNone:
-      break;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
-void FillEnd(const Completion& completion, v1::Choice* choice, v1::Usage* usage,
-             v1::Timings* timings) {
-  choice->set_finish_reason(ToWire(completion.reason));
-  if (completion.reason == FinishReason::kStop) {
-    if (completion.stop_string.empty()) {
-      choice->mutable_stop()->set_token_id(completion.stop_token);
-    } else {
-      choice->mutable_stop()->set_stop_string(completion.stop_string);
-    }
-  }
-  usage->set_prompt_tokens(completion.prompt_tokens);
-  usage->set_completion_tokens(completion.completion_tokens);
-  usage->set_total_tokens(completion.prompt_tokens + completion.completion_tokens);
-  timings->set_queue_seconds(completion.queue_seconds);
-  timings->set_time_to_first_token_seconds(completion.time_to_first_token_seconds);
-  timings->set_total_seconds(completion.total_seconds);
+  *outputs = std::make_unique<SampleOutputs>(context.request.model->tokenizer.get(), resolved, mode,
+                                             listener);
+  return context.engine->Submit(std::move(request), (*outputs)->streams());
 }
 
 }  // namespace
@@ -83,7 +50,6 @@ GenerateStreamReactor::GenerateStreamReactor(const GenerateContext& context,
                                              grpc::CallbackServerContext* call)
     : context_(context), call_(call) {
   ++*context_.active_calls;
-  delta_.Reserve(OutputDelta::kUsualTokens, -1);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(
@@ -101,15 +67,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(
 
 absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
-  auto stream = std::make_shared<TokenStream>(TokenStream::Mode::kEveryOutput);
-  stream->SetListener(self_);
-  stream_ = stream;
-  v1::PromptInfo info;
   // Holding the mutex keeps an OnOutput that comes at once from overtaking info_.
   MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, std::move(stream), &info));
-  info_ = std::move(info);
-  return absl::OkStatus();
+  return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_, &outputs_,
+                       &info_);
 }
 
 void GenerateStreamReactor::MaybeWrite() {
@@ -149,29 +110,33 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
   }
   message_.Clear();
   if (!started_sent_) {
+    if (!outputs_->TakePrompt(&info_)) {
+      return Action::kNone;
+    }
     started_sent_ = true;
     write_in_flight_ = true;
     *message_.mutable_started() = std::move(info_);
     bytes_ = SerializeMessage(message_);
     return Action::kWrite;
   }
-  const bool ended = stream_->Take(&delta_);
-  if (ended && !stream_->completion().status.ok()) {
+  auto* const choices = message_.mutable_delta()->mutable_choices();
+  const bool ended = outputs_->Take(choices);
+  if (ended && !outputs_->status().ok()) {
     finish_called_ = true;
-    final_status_ = stream_->completion().status;
+    final_status_ = outputs_->status();
+    outputs_->Cancel();
     return Action::kFinish;
   }
-  if (!ended && delta_.empty()) {
+  if (!ended && choices->empty()) {
     return Action::kNone;
   }
   if (ended) {
+    google::protobuf::RepeatedPtrField<v1::Choice> last = std::move(*choices);
     v1::GenerateStreamResponse::Finished* const finished = message_.mutable_finished();
-    v1::Choice* const choice = finished->add_choices();
-    FillChoice(delta_, choice);
-    FillEnd(stream_->completion(), choice, finished->mutable_usage(), finished->mutable_timings());
+    *finished->mutable_choices() = std::move(last);
+    outputs_->FillUsage(finished->mutable_usage(), finished->mutable_timings());
     finish_called_ = true;
   } else {
-    FillChoice(delta_, message_.mutable_delta()->add_choices());
     write_in_flight_ = true;
   }
   bytes_ = SerializeMessage(message_);
@@ -185,7 +150,7 @@ void GenerateStreamReactor::OnWriteDone(bool ok) {
     cancelled_ = cancelled_ || !ok;
   }
   if (!ok) {
-    stream_->Cancel();
+    outputs_->Cancel();
   }
   MaybeWrite();
 }
@@ -195,8 +160,8 @@ void GenerateStreamReactor::OnCancel() {
     MutexLock lock(&mutex_);
     cancelled_ = true;
   }
-  if (stream_ != nullptr) {
-    stream_->Cancel();
+  if (outputs_ != nullptr) {
+    outputs_->Cancel();
   }
   MaybeWrite();
 }
@@ -230,9 +195,9 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
 
 absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
-  stream_ = std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly);
-  stream_->SetListener(self_);
-  return SubmitRequest(context_, *call_, bytes, stream_, &info_);
+  MutexLock lock(&mutex_);
+  return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEndOnly, self_, &outputs_,
+                       message_.mutable_info());
 }
 
 bool GenerateUnaryReactor::ClaimFinish() {
@@ -246,27 +211,34 @@ bool GenerateUnaryReactor::ClaimFinish() {
   return true;
 }
 
+bool GenerateUnaryReactor::TakeOutput() {
+  if (finish_called_ || !outputs_->TakePrompt(message_.mutable_info())) {
+    return false;
+  }
+  return outputs_->Take(message_.mutable_choices());
+}
+
 void GenerateUnaryReactor::OnOutput() {
-  if (!ClaimFinish()) {
-    return;
+  {
+    MutexLock lock(&mutex_);
+    if (!TakeOutput()) {
+      return;
+    }
+    finish_called_ = true;
+    if (outputs_->status().ok()) {
+      outputs_->FillUsage(message_.mutable_usage(), message_.mutable_timings());
+      *response_ = SerializeMessage(message_);
+    } else {
+      outputs_->Cancel();
+    }
   }
-  OutputDelta output;
-  stream_->Take(&output);
-  const Completion& completion = stream_->completion();
-  if (completion.status.ok()) {
-    v1::GenerateResponse response;
-    *response.mutable_info() = std::move(info_);
-    v1::Choice* const choice = response.add_choices();
-    FillChoice(output, choice);
-    FillEnd(completion, choice, response.mutable_usage(), response.mutable_timings());
-    *response_ = SerializeMessage(response);
-  }
-  Finish(ToGrpcStatus(completion.status, context_.engine->RetryAfterSeconds(), call_));
+  permit_.reset();  // before the client can know: its next request must find the place free
+  Finish(ToGrpcStatus(outputs_->status(), context_.engine->RetryAfterSeconds(), call_));
 }
 
 void GenerateUnaryReactor::OnCancel() {
-  if (stream_ != nullptr) {
-    stream_->Cancel();
+  if (outputs_ != nullptr) {
+    outputs_->Cancel();
   }
   if (ClaimFinish()) {
     Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));

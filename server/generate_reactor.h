@@ -14,6 +14,7 @@
 #include "ferrite/v1/inference.pb.h"
 #include "server/authenticator.h"
 #include "server/generate_params.h"
+#include "server/sample_outputs.h"
 
 namespace ferrite {
 
@@ -27,7 +28,7 @@ struct GenerateContext {
 
 // Streams `started`, deltas and `finished`. Reactions and OnOutput run concurrently on gRPC's and
 // the engine's threads; MaybeWrite is the only place that starts a write or finishes. While a write
-// is in flight new output merges in the TokenStream. The reactor keeps itself alive until OnDone.
+// is in flight new output merges in the TokenStreams. The reactor keeps itself alive until OnDone.
 class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                     public TokenStream::Listener {
  public:
@@ -52,7 +53,7 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   std::shared_ptr<GenerateStreamReactor> self_;
-  std::shared_ptr<TokenStream> stream_;  // null if the call was not admitted
+  std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
 
   Mutex mutex_;
   absl::Status refused_ ABSL_GUARDED_BY(mutex_);
@@ -61,14 +62,13 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   v1::PromptInfo info_ ABSL_GUARDED_BY(mutex_);
-  OutputDelta delta_ ABSL_GUARDED_BY(mutex_);
   v1::GenerateStreamResponse message_ ABSL_GUARDED_BY(mutex_);
   grpc::ByteBuffer bytes_;     // of the write in flight; whoever set write_in_flight_ owns it
   absl::Status final_status_;  // likewise of finish_called_
   std::optional<CallPermit> permit_;  // likewise, once it is set
 };
 
-// Answers once, when the request has ended.
+// Answers once, when every sample has ended or one has failed.
 class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public TokenStream::Listener {
  public:
   static grpc::ServerUnaryReactor* Start(const GenerateContext& context,
@@ -86,16 +86,18 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   absl::Status Submit(const grpc::ByteBuffer& bytes);
   // Whether the caller is the one to finish the call.
   bool ClaimFinish();
+  // Takes what has come, and says whether that is all.
+  bool TakeOutput() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
   std::shared_ptr<GenerateUnaryReactor> self_;
-  std::shared_ptr<TokenStream> stream_;  // null if the call was not admitted
-  v1::PromptInfo info_;                  // set before the request is submitted
-  std::optional<CallPermit> permit_;     // likewise; whoever sets finish_called_ then owns it
+  std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
+  std::optional<CallPermit> permit_;        // whoever sets finish_called_ owns it once it is set
 
   Mutex mutex_;
+  v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);  // so far
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
