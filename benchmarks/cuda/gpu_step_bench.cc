@@ -36,6 +36,8 @@ struct Options {
   bool gaps = false;
   int int4 = 0;  // the layers' group size in 4 bits; 0: they are in 16 bits
   bool asymmetric = false;
+  bool adjust = false;
+  int logprobs = -1;
   std::string profile;  // "decode", "prefill"
 };
 
@@ -77,6 +79,22 @@ int64_t StepBytes(const TransformerGpuWeights& weights) {
   return bytes;
 }
 
+// What every sequence asks for on top of a plain greedy token.
+SamplingParams AskedParams(const Options& options, int32_t vocab_size) {
+  constexpr int32_t kBiases = 32;
+  SamplingParams params;
+  params.temperature = 0;
+  params.num_logprobs = options.logprobs;
+  if (options.adjust) {
+    params.repetition_penalty = 1.1f;
+    params.frequency_penalty = 0.5f;
+    for (int32_t i = 0; i < kBiases; ++i) {
+      params.logit_bias.push_back({vocab_size / kBiases * i, i % 2 == 0 ? 2.0f : -2.0f});
+    }
+  }
+  return params;
+}
+
 // Drives the backend with sequences that each have their own blocks, in order.
 class Driver {
  public:
@@ -84,6 +102,9 @@ class Driver {
     blocks_ = (length + backend->info().block_size - 1) / backend->info().block_size;
     params_.temperature = 0;
   }
+
+  // Of the sequences that Prefill begins from now on.
+  void SetParams(const SamplingParams& params) { params_ = params; }
 
   // Fills `sequences` slots with `tokens` tokens each; returns the seconds it took.
   absl::StatusOr<double> Prefill(int32_t sequences, int32_t tokens) {
@@ -205,6 +226,20 @@ absl::StatusOr<nlohmann::json> MeasureGaps(Driver* driver, int32_t sequences,
                         {"graph_p50", times.graphs_us[times.graphs_us.size() / 2]}};
 }
 
+// Decode again with all that was asked for, beside the `plain` seconds a step.
+absl::StatusOr<nlohmann::json> MeasureAsked(Driver* driver, int32_t sequences, double plain,
+                                            int32_t vocab_size, const Options& options) {
+  driver->SetParams(AskedParams(options, vocab_size));
+  RETURN_IF_ERROR(driver->Prefill(sequences, options.context).status());
+  ASSIGN_OR_RETURN(const double seconds, driver->Decode(sequences, options.context, options.steps));
+  driver->SetParams(SamplingParams{.temperature = 0});
+  return nlohmann::json{{"adjust", options.adjust},
+                        {"logprobs", options.logprobs},
+                        {"plain_ms", plain * 1e3},
+                        {"ms", seconds * 1e3},
+                        {"ratio", seconds / plain}};
+}
+
 absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, NamedModelShape(options.model));
   ASSIGN_OR_RETURN(const DeviceCeilings ceilings, MeasureDeviceCeilings());
@@ -241,6 +276,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   if (!options.profile.empty()) {
     const bool decode = options.profile == "decode";
     const int32_t sequences = decode ? options.batches[0] : 1;
+    driver.SetParams(AskedParams(options, config.vocab_size));
     if (decode) {
       RETURN_IF_ERROR(driver.Prefill(sequences, options.context).status());
     }
@@ -264,6 +300,10 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
     if (options.gaps) {
       ASSIGN_OR_RETURN(report["decode"].back()["idle_gap_us"],
                        MeasureGaps(&driver, batch, options));
+    }
+    if (options.adjust || options.logprobs >= 0) {
+      ASSIGN_OR_RETURN(report["decode"].back()["asked"],
+                       MeasureAsked(&driver, batch, seconds, config.vocab_size, options));
     }
   }
   if (options.prefill > 0) {
@@ -298,6 +338,11 @@ int Main(int argc, char** argv) {
       ->check(CLI::IsMember({-1, 32, 64, 128}));
   app.add_flag("--asymmetric", options.asymmetric, "with --int4: a zero point for every group");
   app.add_flag("--gaps", options.gaps, "decode again, timing what lies between the graphs");
+  app.add_flag("--adjust", options.adjust,
+               "decode again with two penalties and 32 biases for every sequence");
+  app.add_option("--logprobs", options.logprobs,
+                 "decode again with the log-probabilities of so many likeliest tokens")
+      ->check(CLI::Range(0, SamplingParams::kMaxLogprobs));
   app.add_option("--profile", options.profile, "only one step, between a profiler's marks")
       ->check(CLI::IsMember({"decode", "prefill"}));
   CLI11_PARSE(app, argc, argv);
