@@ -27,6 +27,8 @@ function(ferrite_test)
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
   target_link_libraries(${T_NAME} PRIVATE ferrite_flags ${T_LIBS} GTest::gmock GTest::gtest_main)
+  # Each test file has helpers of its own, whose names may be those of another file.
+  set_target_properties(${T_NAME} PROPERTIES UNITY_BUILD OFF)
   target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${FERRITE_TEST_ROOT}")
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
   set_tests_properties(${T_NAME} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")

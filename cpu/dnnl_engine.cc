@@ -25,7 +25,7 @@ constexpr int32_t kPartsPerThread = 2;
 // Weights below this many elements stay whole, and products below this many multiplications run on
 // the calling thread: waking another would take longer.
 constexpr int64_t kMinPartElements = 1 << 15;
-constexpr int64_t kMinParallelMultiplications = 1 << 18;
+constexpr int64_t kMinSharedMultiplications = 1 << 18;
 
 int32_t ChoosePartColumns(int32_t inputs, int32_t outputs, int32_t num_threads) {
   const int64_t wanted = num_threads == 1 ? 1 : int64_t{num_threads} * kPartsPerThread;
@@ -145,7 +145,7 @@ absl::Status DnnlEngine::DnnlLinear::Run(const void* x, int32_t rows, float* y,
   const int64_t row_bytes = inputs() * static_cast<int64_t>(ComputeTypeSize(engine_->type_));
   const int64_t pieces = (rows + kRowPadding - 1) / kRowPadding;
   const int64_t items = static_cast<int64_t>(parts_.size()) * pieces;
-  const bool tiny = int64_t{rows} * inputs() * outputs() < kMinParallelMultiplications;
+  const bool tiny = int64_t{rows} * inputs() * outputs() < kMinSharedMultiplications;
   std::atomic<dnnl_status_t> failure{dnnl_success};
   // The pieces of one part follow each other, so that its weights are still in the thread's cache.
   engine_->pool_->ParallelFor(

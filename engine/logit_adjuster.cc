@@ -5,7 +5,7 @@
 namespace ferrite {
 namespace {
 
-constexpr float kBarred = -std::numeric_limits<float>::infinity();
+constexpr float kNeverSampled = -std::numeric_limits<float>::infinity();
 
 bool IsIn(std::span<const float> logits, TokenId id) {
   return id >= 0 && static_cast<size_t>(id) < logits.size();
@@ -33,7 +33,7 @@ void BarAllBut(std::span<const TokenId> allowed, std::span<float> logits) {
       ++next;
     }
     if (next == allowed.size() || static_cast<size_t>(allowed[next]) != id) {
-      logits[id] = kBarred;
+      logits[id] = kNeverSampled;
     }
   }
 }
@@ -55,7 +55,7 @@ void AdjustLogits(const SamplingParams& params, const TokenCounts& counts,
   }
   for (const TokenId id : params.banned_token_ids) {
     if (IsIn(logits, id)) {
-      logits[id] = kBarred;
+      logits[id] = kNeverSampled;
     }
   }
 }

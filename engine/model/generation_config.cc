@@ -11,13 +11,13 @@
 namespace ferrite {
 namespace {
 
-constexpr char kFileName[] = "generation_config.json";
+constexpr char kGenerationConfigFile[] = "generation_config.json";
 
 std::optional<float> ToFloat(std::optional<double> value) {
   return value.has_value() ? std::optional<float>(static_cast<float>(*value)) : std::nullopt;
 }
 
-absl::StatusOr<GenerationConfig> Parse(std::string_view text, const std::string& source) {
+absl::StatusOr<GenerationConfig> ParseGeneration(std::string_view text, const std::string& source) {
   ASSIGN_OR_RETURN(const JsonObject file, JsonObject::Parse(text, source));
   GenerationConfig config;
   ASSIGN_OR_RETURN(const bool do_sample, file.BoolOr("do_sample", false));
@@ -40,17 +40,17 @@ absl::StatusOr<GenerationConfig> Parse(std::string_view text, const std::string&
 }  // namespace
 
 absl::StatusOr<GenerationConfig> ParseGenerationConfig(std::string_view json) {
-  return Parse(json, kFileName);
+  return ParseGeneration(json, kGenerationConfigFile);
 }
 
 absl::StatusOr<GenerationConfig> LoadGenerationConfig(const std::string& directory) {
-  const std::string path = absl::StrCat(directory, "/", kFileName);
+  const std::string path = absl::StrCat(directory, "/", kGenerationConfigFile);
   const absl::StatusOr<std::string> text = ReadFile(path);
   if (absl::IsNotFound(text.status())) {
     return GenerationConfig();
   }
   RETURN_IF_ERROR(text.status());
-  return Parse(*text, path);
+  return ParseGeneration(*text, path);
 }
 
 }  // namespace ferrite

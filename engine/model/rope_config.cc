@@ -32,21 +32,22 @@ constexpr std::array<TypeName, 5> kTypes = {{{"default", RopeConfig::Type::kDefa
 
 // Each type uses some of these and, as in transformers, lets the others be. "finetuned" tells where
 // the weights come from.
-constexpr std::array<std::string_view, 15> kUnderstood = {"attention_factor",
-                                                          "beta_fast",
-                                                          "beta_slow",
-                                                          "factor",
-                                                          "finetuned",
-                                                          "high_freq_factor",
-                                                          "low_freq_factor",
-                                                          "mscale",
-                                                          "mscale_all_dim",
-                                                          "original_max_position_embeddings",
-                                                          "partial_rotary_factor",
-                                                          "rope_theta",
-                                                          "rope_type",
-                                                          "truncate",
-                                                          "type"};
+constexpr std::array<std::string_view, 15> kUnderstoodRopeKeys = {
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "finetuned",
+    "high_freq_factor",
+    "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_type",
+    "truncate",
+    "type"};
 
 // Reads one object of scaling parameters, with what else of the file they lean on.
 class Reader {
@@ -74,7 +75,8 @@ class Reader {
  private:
   absl::Status RefuseUnknownKeys() const {
     for (const std::string& key : parameters_.KeysInEffect()) {
-      if (std::find(kUnderstood.begin(), kUnderstood.end(), key) == kUnderstood.end()) {
+      if (std::find(kUnderstoodRopeKeys.begin(), kUnderstoodRopeKeys.end(), key) ==
+          kUnderstoodRopeKeys.end()) {
         return parameters_.Unimplemented(key.c_str(), "is not supported");
       }
     }

@@ -33,7 +33,7 @@ constexpr std::array<int, kEnd> MakeBytes() {
   }
   return bytes;
 }
-constexpr std::array<int, kEnd> kBytes = MakeBytes();
+constexpr std::array<int, kEnd> kByteOfCharacter = MakeBytes();
 
 }  // namespace
 
@@ -50,8 +50,8 @@ std::optional<std::string> BytesOfCharacters(std::string_view text) {
   bytes.reserve(text.size());
   for (size_t i = 0; i < text.size(); i += Utf8Length(text[i])) {
     const char32_t character = FirstCodePoint(text.substr(i));
-    if (character >= kEnd || kBytes[character] < 0) return std::nullopt;
-    bytes.push_back(static_cast<char>(kBytes[character]));
+    if (character >= kEnd || kByteOfCharacter[character] < 0) return std::nullopt;
+    bytes.push_back(static_cast<char>(kByteOfCharacter[character]));
   }
   return bytes;
 }
