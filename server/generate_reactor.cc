@@ -1,24 +1,12 @@
 #include "server/generate_reactor.h"
 
 #include "engine/status_macros.h"
+#include "server/call_deadline.h"
 #include "server/status_mapping.h"
 #include "server/wire.h"
 
 namespace ferrite {
 namespace {
-
-// gRPC's deadline is of the wall clock, the engine's of the monotonic one.
-Clock::time_point EngineDeadline(const grpc::CallbackServerContext& call) {
-  const auto deadline = call.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) {
-    return Clock::time_point::max();
-  }
-  const auto left = deadline - std::chrono::system_clock::now();
-  if (left > std::chrono::hours(24 * 365)) {
-    return Clock::time_point::max();
-  }
-  return Clock::now() + left;
-}
 
 // Parses, resolves and submits what has been admitted. `outputs` and `info` are filled before the
 // request is submitted, since output may come at once.
@@ -33,7 +21,7 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
   ASSIGN_OR_RETURN(GenerateCall resolved, ResolveGenerateRequest(wire, context.request));
   EngineRequest& request = resolved.request;
   request.received = received;
-  request.deadline = EngineDeadline(call);
+  request.deadline = CallDeadline(call);
   info->set_request_id(request.id);
   info->set_model(context.request.model->name);
   info->set_prompt_tokens(static_cast<int32_t>(request.prompt.size()));
@@ -45,6 +33,17 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
 }
 
 }  // namespace
+
+void GenerateContext::OnCallEnding(grpc::CallbackServerContext* call,
+                                   std::optional<CallPermit>* permit) const {
+  load_reporter->OnCallEnding(call);
+  permit->reset();
+}
+
+std::unique_ptr<WriteWatch::Call> GenerateContext::WatchWrites(
+    grpc::CallbackServerContext* call, const std::string& request_id) const {
+  return write_watch->Watch(request_id, [call] { call->TryCancel(); });
+}
 
 GenerateStreamReactor::GenerateStreamReactor(const GenerateContext& context,
                                              grpc::CallbackServerContext* call)
@@ -69,8 +68,10 @@ absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   // Holding the mutex keeps an OnOutput that comes at once from overtaking info_.
   MutexLock lock(&mutex_);
-  return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_, &outputs_,
-                       &info_);
+  RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_,
+                                &outputs_, &info_));
+  writes_ = context_.WatchWrites(call_, info_.request_id());
+  return absl::OkStatus();
 }
 
 void GenerateStreamReactor::MaybeWrite() {
@@ -79,9 +80,11 @@ void GenerateStreamReactor::MaybeWrite() {
     MutexLock lock(&mutex_);
     action = NextAction();
   }
-  // Before the client can know: its next request must find the place free.
   if (action == Action::kWriteAndFinish || action == Action::kFinish) {
-    permit_.reset();
+    context_.OnCallEnding(call_, &permit_);
+  }
+  if (action == Action::kWriteAndFinish || action == Action::kWrite) {
+    writes_->WriteStarted();
   }
   // Outside the mutex: gRPC may run OnDone, on another thread, before these return.
   switch (action) {
@@ -146,6 +149,7 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
 void GenerateStreamReactor::OnWriteDone(bool ok) {
   {
     MutexLock lock(&mutex_);
+    writes_->WriteEnded();
     write_in_flight_ = false;
     cancelled_ = cancelled_ || !ok;
   }
@@ -167,6 +171,7 @@ void GenerateStreamReactor::OnCancel() {
 }
 
 void GenerateStreamReactor::OnDone() {
+  writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
   const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
@@ -207,7 +212,7 @@ bool GenerateUnaryReactor::ClaimFinish() {
       return false;
     }
   }
-  permit_.reset();  // before the client can know: its next request must find the place free
+  context_.OnCallEnding(call_, &permit_);
   return true;
 }
 
@@ -219,12 +224,14 @@ bool GenerateUnaryReactor::TakeOutput() {
 }
 
 void GenerateUnaryReactor::OnOutput() {
+  std::string request_id;
   {
     MutexLock lock(&mutex_);
     if (!TakeOutput()) {
       return;
     }
     finish_called_ = true;
+    request_id = message_.info().request_id();
     if (outputs_->status().ok()) {
       outputs_->FillUsage(message_.mutable_usage(), message_.mutable_timings());
       *response_ = SerializeMessage(message_);
@@ -232,7 +239,9 @@ void GenerateUnaryReactor::OnOutput() {
       outputs_->Cancel();
     }
   }
-  permit_.reset();  // before the client can know: its next request must find the place free
+  context_.OnCallEnding(call_, &permit_);
+  writes_ = context_.WatchWrites(call_, request_id);
+  writes_->WriteStarted();
   Finish(ToGrpcStatus(outputs_->status(), context_.engine->RetryAfterSeconds(), call_));
 }
 
@@ -246,6 +255,7 @@ void GenerateUnaryReactor::OnCancel() {
 }
 
 void GenerateUnaryReactor::OnDone() {
+  writes_.reset();
   --*context_.active_calls;
   const std::shared_ptr<GenerateUnaryReactor> self = std::move(self_);
 }

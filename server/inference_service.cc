@@ -1,6 +1,7 @@
 #include "server/inference_service.h"
 
 #include "engine/status_macros.h"
+#include "server/embed_reactor.h"
 #include "server/unary_call.h"
 
 namespace ferrite {
@@ -19,10 +20,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
 grpc::ServerUnaryReactor* InferenceService::Embed(grpc::CallbackServerContext* call,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return AnswerUnary<v1::EmbedRequest, v1::EmbedResponse>(
-      *authenticator_, call, *request, response, [](const v1::EmbedRequest&, v1::EmbedResponse*) {
-        return absl::UnimplementedError("Embed is not served by this build");
-      });
+  return EmbedReactor::Start(generate_, call, *request, response);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* call,

@@ -15,12 +15,13 @@ using RawInferenceService = v1::Inference::WithRawCallbackMethod_Generate<
 // Thread-safe. What it is given must outlive the gRPC server.
 class InferenceService final : public RawInferenceService {
  public:
-  InferenceService(const Authenticator* authenticator, RequestContext context, Engine* engine)
+  InferenceService(const Authenticator* authenticator, RequestContext context, Engine* engine,
+                   WriteWatch* write_watch, LoadReporter* load_reporter)
       : authenticator_(authenticator),
         context_(context),
-        generate_{authenticator, context, engine, &active_calls_} {}
+        generate_({authenticator, context, engine, &active_calls_, write_watch, load_reporter}) {}
 
-  // Generate calls whose last byte has not been handed to the client's connection.
+  // Generate and Embed calls whose last byte has not been handed to the client's connection.
   int32_t active_calls() const { return active_calls_.load(); }
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* call,

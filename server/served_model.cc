@@ -12,6 +12,7 @@ absl::StatusOr<ServedModel> LoadServedModel(const std::string& directory, std::s
   model.name = std::move(name);
   ASSIGN_OR_RETURN(model.config, LoadModelConfig(directory));
   ASSIGN_OR_RETURN(model.generation, LoadGenerationConfig(directory));
+  ASSIGN_OR_RETURN(model.sentence_transformers, LoadSentenceTransformers(directory));
   ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(directory));
   if (model.tokenizer->vocab_size() > model.config.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(

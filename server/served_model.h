@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/generation_config.h"
 #include "engine/model/model_config.h"
+#include "engine/model/sentence_transformers.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace ferrite {
@@ -16,6 +17,7 @@ struct ServedModel {
   std::string name;
   ModelConfig config;
   GenerationConfig generation;
+  SentenceTransformers sentence_transformers;
   std::unique_ptr<Tokenizer> tokenizer;
 
   // Those of generation_config.json, or else of config.json.
@@ -24,8 +26,8 @@ struct ServedModel {
   }
 };
 
-// Reads config.json, generation_config.json and tokenizer.json of `directory`. The weights are the
-// backend's to read. Errors name `directory`.
+// Reads config.json, generation_config.json, tokenizer.json and the files of sentence-transformers
+// of `directory`. The weights are the backend's to read. Errors name `directory`.
 absl::StatusOr<ServedModel> LoadServedModel(const std::string& directory, std::string name);
 
 }  // namespace ferrite

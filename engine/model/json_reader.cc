@@ -242,6 +242,21 @@ absl::StatusOr<std::vector<std::string>> JsonObject::Strings(const char* key) co
   return value->get<std::vector<std::string>>();
 }
 
+absl::StatusOr<std::map<std::string, std::string>> JsonObject::StringMap(const char* key) const {
+  ASSIGN_OR_RETURN(const std::optional<JsonObject> object, OptionalObject(key));
+  std::map<std::string, std::string> strings;
+  if (!object.has_value()) {
+    return strings;
+  }
+  for (const auto& [name, value] : object->object_.items()) {
+    if (!value.is_string()) {
+      return object->Invalid(name.c_str(), "must be a string");
+    }
+    strings[name] = value.get<std::string>();
+  }
+  return strings;
+}
+
 absl::StatusOr<std::optional<JsonObject>> JsonObject::OptionalObject(const char* key) const {
   const json* value = Find(key);
   if (value == nullptr) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -55,6 +56,9 @@ class JsonObject {
   absl::StatusOr<bool> BoolOr(const char* key, bool otherwise) const;
   absl::StatusOr<std::string> StringOr(const char* key, const std::string& otherwise) const;
   absl::StatusOr<std::vector<std::string>> Strings(const char* key) const;  // required
+
+  // An object whose values are strings; empty if absent.
+  absl::StatusOr<std::map<std::string, std::string>> StringMap(const char* key) const;
 
   // Its errors name its keys "outer.inner".
   absl::StatusOr<std::optional<JsonObject>> OptionalObject(const char* key) const;

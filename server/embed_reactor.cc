@@ -1,0 +1,121 @@
+#include "server/embed_reactor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/status_macros.h"
+#include "server/call_deadline.h"
+#include "server/status_mapping.h"
+#include "server/wire.h"
+
+namespace ferrite {
+
+EmbedReactor::EmbedReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
+                           grpc::ByteBuffer* response)
+    : context_(context), call_(call), response_(response) {
+  ++*context_.active_calls;
+}
+
+grpc::ServerUnaryReactor* EmbedReactor::Start(const GenerateContext& context,
+                                              grpc::CallbackServerContext* call,
+                                              const grpc::ByteBuffer& request,
+                                              grpc::ByteBuffer* response) {
+  const std::shared_ptr<EmbedReactor> reactor(new EmbedReactor(context, call, response));
+  reactor->self_ = reactor;
+  if (const absl::Status status = reactor->Submit(request);
+      !status.ok() && reactor->ClaimFinish()) {
+    reactor->Finish(ToGrpcStatus(status, context.engine->RetryAfterSeconds(), call));
+  }
+  return reactor.get();
+}
+
+absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
+  const Clock::time_point received = Clock::now();
+  ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
+  RETURN_IF_ERROR(context_.engine->CheckRoom());
+  v1::EmbedRequest wire;
+  RETURN_IF_ERROR(ParseMessage(bytes, &wire));
+  ASSIGN_OR_RETURN(resolved_, ResolveEmbedRequest(wire, context_.request));
+  request_id_ = resolved_.requests.front().id;
+  const Clock::time_point deadline = CallDeadline(*call_);
+  for (EngineRequest& request : resolved_.requests) {
+    request.received = received;
+    request.deadline = deadline;
+    streams_.push_back(std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly));
+    streams_.back()->SetListener(self_);
+  }
+  num_running_ = streams_.size();
+  return context_.engine->SubmitAll(std::move(resolved_.requests), streams_);
+}
+
+bool EmbedReactor::ClaimFinish() {
+  {
+    MutexLock lock(&mutex_);
+    if (std::exchange(finish_called_, true)) {
+      return false;
+    }
+  }
+  permit_.reset();  // before the client can know: its next request must find the place free
+  return true;
+}
+
+void EmbedReactor::OnOutput() {
+  if (--num_running_ > 0 || !ClaimFinish()) {
+    return;
+  }
+  const absl::Status status = FillResponse();
+  Finish(ToGrpcStatus(status, context_.engine->RetryAfterSeconds(), call_));
+}
+
+absl::Status EmbedReactor::FillResponse() {
+  v1::EmbedResponse response;
+  response.set_request_id(request_id_);
+  response.set_model(context_.request.model->name);
+  response.set_pooling(ToWire(resolved_.pooling));
+  response.set_normalized(resolved_.normalize);
+  v1::Timings* const timings = response.mutable_timings();
+  OutputDelta output;
+  for (size_t i = 0; i < streams_.size(); ++i) {
+    streams_[i]->Take(&output);
+    const Completion& completion = streams_[i]->completion();
+    RETURN_IF_ERROR(completion.status);
+    if (completion.reason == FinishReason::kAborted) {
+      return absl::AbortedError(absl::StrCat("request_id '", request_id_, "' was aborted"));
+    }
+    v1::Embedding* const embedding = response.add_embeddings();
+    FinishEmbedding(output.embedding, resolved_.dimensions, resolved_.normalize,
+                    embedding->mutable_values());
+    embedding->set_prompt_tokens(completion.prompt_tokens);
+    embedding->set_truncated(resolved_.truncated[i]);
+    timings->set_queue_seconds(i == 0
+                                   ? completion.queue_seconds
+                                   : std::min(timings->queue_seconds(), completion.queue_seconds));
+    timings->set_total_seconds(std::max(timings->total_seconds(), completion.total_seconds));
+  }
+  response.mutable_usage()->set_prompt_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
+  response.mutable_usage()->set_total_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
+  *response_ = SerializeMessage(response);
+  return absl::OkStatus();
+}
+
+void EmbedReactor::CancelInputs() {
+  for (const std::shared_ptr<TokenStream>& stream : streams_) {
+    stream->Cancel();
+  }
+}
+
+void EmbedReactor::OnCancel() {
+  CancelInputs();
+  if (ClaimFinish()) {
+    Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));
+  }
+}
+
+void EmbedReactor::OnDone() {
+  --*context_.active_calls;
+  // The last reference may be this one: nothing of the object is touched afterwards.
+  const std::shared_ptr<EmbedReactor> self = std::move(self_);
+}
+
+}  // namespace ferrite
