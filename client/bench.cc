@@ -13,6 +13,7 @@
 #include "client/exit_code.h"
 #include "client/load.h"
 #include "client/options.h"
+#include "client/progress.h"
 #include "ferrite/v1/control.grpc.pb.h"
 
 namespace ferrite {
@@ -37,24 +38,6 @@ constexpr char kFooter[] =
     "failure, or 11 after Ctrl-C.";
 
 constexpr std::chrono::seconds kConnectTime(5);
-
-// Draws on a terminal, and nowhere else.
-class ProgressBar {
- public:
-  ProgressBar(const Console& console, bool wanted)
-      : err_(console.err), shown_(wanted && console.err_is_terminal) {}
-
-  void Draw(const std::string& phase, const LoadProgress& progress, int64_t count) {
-    if (shown_) err_ << "\r\x1b[K" << ProgressLine(phase, progress, count) << std::flush;
-  }
-  void Clear() {
-    if (shown_) err_ << "\r\x1b[K" << std::flush;
-  }
-
- private:
-  std::ostream& err_;
-  const bool shown_;
-};
 
 // The runs of one benchmark against one server.
 class Bench {
@@ -87,7 +70,7 @@ class Bench {
         connection_.options().timeout_seconds.value_or(std::numeric_limits<double>::infinity());
     plan.keep_ids_below = options_.check;
     LoadResult result = RunLoad(plan, [&](const LoadProgress& progress) {
-      progress_.Draw(phase, progress, count);
+      progress_.Draw(ProgressLine(phase, progress, count));
       return !connection_.interrupted();
     });
     progress_.Clear();

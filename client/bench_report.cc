@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/exit_code.h"
+#include "client/progress.h"
 #include "client/statistics.h"
 
 namespace ferrite {
@@ -181,13 +182,7 @@ void PrintTable(const BenchReport& report, std::ostream& out) {
 }
 
 std::string ProgressLine(const std::string& phase, const LoadProgress& progress, int64_t count) {
-  constexpr int64_t kWidth = 24;
-  const int64_t filled =
-      count > 0 ? std::clamp<int64_t>(progress.ended * kWidth / count, 0, kWidth) : kWidth;
-  std::string bar(static_cast<size_t>(filled), '=');
-  if (filled < kWidth) bar += '>';
-  bar.resize(kWidth, ' ');
-  return absl::StrFormat("%s [%s] %d/%d  %.1f s  %.0f tokens/s", phase, bar, progress.ended, count,
+  return absl::StrFormat("%s  %.1f s  %.0f tokens/s", ProgressText(phase, progress.ended, count),
                          progress.seconds,
                          Per(static_cast<double>(progress.output_tokens), progress.seconds));
 }

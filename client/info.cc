@@ -1,13 +1,12 @@
 #include "client/info.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/exit_code.h"
+#include "client/json.h"
 #include "client/options.h"
 #include "ferrite/v1/control.grpc.pb.h"
 
@@ -37,14 +36,7 @@ grpc::Status Ask(Connection* connection, Info* info) {
 }
 
 nlohmann::ordered_json ToJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  options.always_print_primitive_fields = true;
-  std::string text;
-  const auto status = google::protobuf::util::MessageToJsonString(message, &text, options);
-  // Our own messages hold nothing that JSON cannot say.
-  return status.ok() ? nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false)
-                     : nlohmann::ordered_json();
+  return nlohmann::ordered_json::parse(ToJsonLine(message), nullptr, /*allow_exceptions=*/false);
 }
 
 void PrintWorker(const v1::WorkerInfo& worker, const v1::GetLoadResponse& load, std::ostream& out) {

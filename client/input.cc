@@ -1,7 +1,12 @@
 #include "client/input.h"
 
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -33,6 +38,36 @@ absl::StatusOr<std::string> ReadText(const std::optional<std::string>& argument,
   }
   if (!IsUtf8(text)) return absl::InvalidArgumentError(absl::StrCat(what, " is not valid UTF-8"));
   return text;
+}
+
+absl::StatusOr<std::vector<std::string>> ReadLines(const std::string& path,
+                                                   const Console& console) {
+  const auto refuse = [&path](const std::string& reason) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read: ", reason));
+  };
+  std::vector<std::string> lines;
+  try {
+    std::ifstream file;
+    if (path != "-") {
+      errno = 0;
+      file.open(path, std::ios::binary);
+      if (!file) return refuse(std::strerror(errno));
+      file.exceptions(std::ios::badbit);  // a folder opens, and cannot be read
+    }
+    std::istream& in = path == "-" ? console.in : file;
+    for (std::string line; std::getline(in, line);) {
+      if (!line.empty() && line.back() == '\r') line.pop_back();
+      lines.push_back(std::move(line));
+    }
+  } catch (const std::exception& error) {
+    return refuse(error.what());
+  }
+  for (size_t i = 0; i < lines.size(); ++i) {
+    if (IsUtf8(lines[i])) continue;
+    return absl::InvalidArgumentError(absl::StrCat(path == "-" ? "standard input" : path, ": line ",
+                                                   i + 1, " is not valid UTF-8"));
+  }
+  return lines;
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const std::string& text) {

@@ -20,6 +20,11 @@ bool IsUtf8(const std::string& text);
 absl::StatusOr<std::string> ReadText(const std::optional<std::string>& argument, const char* what,
                                      const Console& console);
 
+// The lines of a file, or of the input where `path` is "-", without their line feeds; what follows
+// the last line feed is a line if it is not empty. InvalidArgument if it cannot be read or a line
+// is not UTF-8.
+absl::StatusOr<std::vector<std::string>> ReadLines(const std::string& path, const Console& console);
+
 // Ids separated by commas or blanks. InvalidArgument names what is no 32-bit integer.
 absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const std::string& text);
 

@@ -1,4 +1,5 @@
-// `ferrite`: generate, tokenize, detokenize, info, health, abort, bench and token from a terminal.
+// `ferrite`: generate, embed, tokenize, detokenize, info, health, abort, bench, token and
+// completion from a terminal.
 #include <unistd.h>
 
 #include <iostream>

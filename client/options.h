@@ -3,6 +3,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <sstream>
@@ -79,6 +80,18 @@ inline CLI::Option* AddRepeated(CLI::App* app, const std::string& name,
   return app->add_option(name, store, help)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->type_name("TEXT");
+}
+
+// One of a few words.
+inline CLI::Option* AddChoice(CLI::App* app, const std::string& name,
+                              std::optional<std::string>* value,
+                              const std::vector<std::string>& words, const std::string& help) {
+  const std::string all = CLI::detail::join(words, "|");
+  const auto check = [words, all](const std::string& given) -> std::string {
+    const bool good = std::find(words.begin(), words.end(), given) != words.end();
+    return good ? "" : "'" + given + "' must be one of " + all;
+  };
+  return AddOptional(app, name, value, help)->check(CLI::Validator(check, ""))->type_name(all);
 }
 
 // A time in seconds, above 0.

@@ -35,6 +35,15 @@ TEST(ExitCodeTest, StatusCodesHaveTheirNames) {
   EXPECT_EQ(StatusCodeName(static_cast<grpc::StatusCode>(99)), "UNKNOWN");
 }
 
+TEST(ExitCodeTest, HelpListsAllOfThem) {
+  const std::string help = RunWith({"--help"}).out;
+  for (int number = 1; number <= 16; ++number) {
+    const auto code = static_cast<grpc::StatusCode>(number);
+    EXPECT_THAT(
+        help, HasSubstr(std::to_string(ExitCode(code)) + " " + std::string(StatusCodeName(code))));
+  }
+}
+
 TEST(CliTest, HelpAndVersionAreNoErrors) {
   EXPECT_EQ(RunWith({"--help"}).exit_code, 0);
   EXPECT_THAT(RunWith({"--help"}).out, AllOf(HasSubstr("generate"), HasSubstr("Exit codes")));

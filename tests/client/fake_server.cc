@@ -16,7 +16,11 @@ namespace ferrite {
 grpc::Status FakeInference::Generate(grpc::ServerContext*, const v1::GenerateRequest* request,
                                      v1::GenerateResponse* answer) {
   ++calls;
-  generate_request = *request;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    generate_request = *request;
+  }
+  if (on_generate) return on_generate(*request, answer);
   *answer = response;
   return status;
 }
@@ -30,6 +34,8 @@ grpc::Status FakeInference::GenerateStream(grpc::ServerContext* context,
     streamed = true;
     generate_request = *request;
   }
+  for (const v1::GenerateStreamResponse& given : messages) writer->Write(given);
+  if (!messages.empty()) return status;
   v1::GenerateStreamResponse message;
   *message.mutable_started() = response.info();
   writer->Write(message);
@@ -58,6 +64,16 @@ grpc::Status FakeInference::GenerateStream(grpc::ServerContext* context,
     writer->Write(message);
   }
   return status;
+}
+
+grpc::Status FakeInference::Embed(grpc::ServerContext*, const v1::EmbedRequest* request,
+                                  v1::EmbedResponse* answer) {
+  ++calls;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    embed_requests.push_back(*request);
+  }
+  return on_embed ? on_embed(*request, answer) : status;
 }
 
 grpc::Status FakeInference::Tokenize(grpc::ServerContext*, const v1::TokenizeRequest* request,
@@ -119,14 +135,14 @@ void FakeServer::SetServing(const std::string& service, bool serving) {
 }
 
 ClientResult RunWith(const std::vector<std::string>& arguments, const std::string& input,
-                     bool in_is_terminal) {
+                     bool in_is_terminal, bool err_is_terminal) {
   std::vector<const char*> argv = {"ferrite"};
   for (const std::string& argument : arguments) argv.push_back(argument.c_str());
   std::istringstream in(input);
   std::ostringstream out;
   std::ostringstream err;
-  const int exit_code =
-      RunClient(static_cast<int>(argv.size()), argv.data(), {in, in_is_terminal, out, err});
+  const int exit_code = RunClient(static_cast<int>(argv.size()), argv.data(),
+                                  {in, in_is_terminal, out, err, err_is_terminal});
   return {exit_code, out.str(), err.str()};
 }
 

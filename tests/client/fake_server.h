@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,14 +23,20 @@ class FakeInference : public v1::Inference::Service {
   std::vector<std::string> deltas;              // of GenerateStream
   std::vector<std::vector<int32_t>> delta_ids;  // token ids of the deltas, as far as they are given
   v1::GenerateResponse response;                // of Generate; its choices end GenerateStream too
-  bool send_finished = true;                    // the last message of GenerateStream
-  bool wait_for_cancel = false;                 // after the deltas
+  // Instead of the above: answers of Generate and Embed, perhaps of several calls at a time, and
+  // the messages of GenerateStream.
+  std::function<grpc::Status(const v1::GenerateRequest&, v1::GenerateResponse*)> on_generate;
+  std::function<grpc::Status(const v1::EmbedRequest&, v1::EmbedResponse*)> on_embed;
+  std::vector<v1::GenerateStreamResponse> messages;
+  bool send_finished = true;     // the last message of GenerateStream
+  bool wait_for_cancel = false;  // after the deltas
   v1::TokenizeResponse tokens;
   v1::DetokenizeResponse text;
 
   std::atomic<int> calls = 0;
   bool streamed = false;
   v1::GenerateRequest generate_request;
+  std::vector<v1::EmbedRequest> embed_requests;
   v1::TokenizeRequest tokenize_request;
   v1::DetokenizeRequest detokenize_request;
   std::atomic<int> waiting = 0;  // calls that have come to wait_for_cancel
@@ -39,13 +46,15 @@ class FakeInference : public v1::Inference::Service {
                         v1::GenerateResponse* answer) override;
   grpc::Status GenerateStream(grpc::ServerContext* context, const v1::GenerateRequest* request,
                               grpc::ServerWriter<v1::GenerateStreamResponse>* writer) override;
+  grpc::Status Embed(grpc::ServerContext* context, const v1::EmbedRequest* request,
+                     v1::EmbedResponse* answer) override;
   grpc::Status Tokenize(grpc::ServerContext* context, const v1::TokenizeRequest* request,
                         v1::TokenizeResponse* answer) override;
   grpc::Status Detokenize(grpc::ServerContext* context, const v1::DetokenizeRequest* request,
                           v1::DetokenizeResponse* answer) override;
 
  private:
-  std::mutex mutex_;  // streams may come together, and each leaves its request
+  std::mutex mutex_;  // calls may come together, and each leaves its request
 };
 
 class FakeControl : public v1::Control::Service {
@@ -92,6 +101,6 @@ struct ClientResult {
 
 // Runs the client in this process with `input` on its standard input.
 ClientResult RunWith(const std::vector<std::string>& arguments, const std::string& input = "",
-                     bool in_is_terminal = true);
+                     bool in_is_terminal = true, bool err_is_terminal = false);
 
 }  // namespace ferrite

@@ -86,7 +86,21 @@ TEST_F(GenerateTest, EveryOptionReachesItsField) {
                                         "--request-id",
                                         "r1",
                                         "--model",
-                                        "m"});
+                                        "m",
+                                        "-n",
+                                        "3",
+                                        "--top-logprobs=2",
+                                        "--logprobs",
+                                        "--prompt-logprobs",
+                                        "--json",
+                                        "--echo",
+                                        "--keep-special-tokens",
+                                        "--no-token-ids",
+                                        "--priority=-7",
+                                        "--no-cache-prompt",
+                                        "--cache-salt",
+                                        "team a",
+                                        "--truncate-prompt"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   v1::GenerateRequest expected;
   expected.set_text("Once");
@@ -111,6 +125,17 @@ TEST_F(GenerateTest, EveryOptionReachesItsField) {
   for (const int id : {2, 3}) expected.mutable_stopping()->add_stop_token_ids(id);
   expected.mutable_stopping()->set_include_stop_string(true);
   expected.mutable_stopping()->set_ignore_eos(true);
+  expected.mutable_output()->set_n(3);
+  expected.mutable_output()->set_logprobs(true);
+  expected.mutable_output()->set_top_logprobs(2);
+  expected.mutable_output()->set_prompt_logprobs(true);
+  expected.mutable_output()->set_echo(true);
+  expected.mutable_output()->set_skip_special_tokens(false);
+  expected.mutable_output()->set_return_token_ids(false);
+  expected.set_priority(-7);
+  expected.set_cache_prompt(false);
+  expected.set_cache_salt("team a");
+  expected.set_truncate_prompt(true);
   ExpectRequest(expected);
 }
 
@@ -166,6 +191,14 @@ TEST_F(GenerateTest, WrongUsageIsRefusedBeforeTheServerIsAsked) {
                                              {"--token-ids", "1,a"},
                                              {"--token-ids", "2147483648"},
                                              {"--token-ids", "1", "--echo-prompt"},
+                                             {"x", "--logprobs"},
+                                             {"x", "--top-logprobs", "2"},
+                                             {"x", "--stream", "--no-stream"},
+                                             {"x", "--concurrency", "2"},
+                                             {"x", "--batch", "-"},
+                                             {"--request-id", "r", "--batch", "-"},
+                                             {"--batch", "/nowhere/batch.jsonl"},
+                                             {"--batch", "/"},
                                              {"x", "--stop-token-id", "a"},
                                              {"x", "--logit-bias", "7"},
                                              {"x", "--logit-bias", "a=1"},

@@ -1,0 +1,31 @@
+// A bar on a terminal that says how far a command has come.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+
+#include "client/console.h"
+
+namespace ferrite {
+
+// "bench [=======>            ]  12/64".
+std::string ProgressText(const std::string& what, int64_t done, int64_t total);
+
+// Draws over one line of the error output, and only where that is a terminal.
+class ProgressBar {
+ public:
+  ProgressBar(const Console& console, bool wanted)
+      : err_(console.err), shown_(wanted && console.err_is_terminal) {}
+
+  void Draw(const std::string& line);
+  // Takes the line away; before anything else is written to the terminal.
+  void Clear();
+
+ private:
+  std::ostream& err_;
+  const bool shown_;
+  bool drawn_ = false;
+};
+
+}  // namespace ferrite

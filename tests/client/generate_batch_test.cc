@@ -1,0 +1,204 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/client/client_process.h"
+#include "tests/client/fake_server.h"
+
+namespace ferrite {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class GenerateBatchTest : public testing::Test {
+ protected:
+  ClientResult Batch(const std::string& input, std::vector<std::string> arguments = {},
+                     bool err_is_terminal = false) {
+    arguments.insert(arguments.begin(),
+                     {"generate", "--batch", "-", "--server", server_.address()});
+    return RunWith(arguments, input, false, err_is_terminal);
+  }
+
+  static std::vector<nlohmann::json> Lines(const std::string& out) {
+    std::vector<nlohmann::json> lines;
+    std::istringstream in(out);
+    for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  }
+
+  // Answers with the prompt; "bad" is refused.
+  void Echo() {
+    server_.inference.on_generate = [](const v1::GenerateRequest& request,
+                                       v1::GenerateResponse* response) {
+      if (request.text() == "bad") {
+        return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "bad is bad");
+      }
+      if (request.text() == "full") {
+        return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");
+      }
+      response->add_choices()->set_text(request.text());
+      response->mutable_usage()->set_completion_tokens(10);
+      return grpc::Status::OK;
+    };
+  }
+
+  FakeServer server_;
+};
+
+TEST_F(GenerateBatchTest, EachLineGetsALineInOrder) {
+  Echo();
+  std::string input;
+  for (int i = 0; i < 100; ++i) input += R"({"text":"p)" + std::to_string(i) + "\"}\n";
+  const ClientResult result = Batch(input, {"--concurrency", "7"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  const auto lines = Lines(result.out);
+  ASSERT_EQ(lines.size(), 100u);
+  for (int i = 0; i < 100; ++i) {
+    EXPECT_EQ(lines[i]["index"], i);
+    EXPECT_EQ(lines[i]["choices"][0]["text"], "p" + std::to_string(i));
+    EXPECT_FALSE(lines[i].contains("error"));
+  }
+  EXPECT_THAT(result.err, StartsWith("100 requests, 1000 completion tokens, "));
+  EXPECT_EQ(Batch(input, {"--quiet"}).err, "");
+}
+
+// The first request is answered only when the last has come, so all must be in flight at once, and
+// answers that come early must wait.
+TEST_F(GenerateBatchTest, KeepsTheOrderWhenTheFirstIsLast) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int seen = 0;
+  server_.inference.on_generate = [&](const v1::GenerateRequest& request,
+                                      v1::GenerateResponse* response) {
+    std::unique_lock<std::mutex> lock(mutex);
+    ++seen;
+    changed.notify_all();
+    if (request.text() == "0" &&
+        !changed.wait_for(lock, std::chrono::seconds(60), [&] { return seen == 8; })) {
+      return grpc::Status(grpc::StatusCode::INTERNAL, "the others did not come");
+    }
+    response->add_choices()->set_text(request.text());
+    return grpc::Status::OK;
+  };
+  std::string input;
+  for (int i = 0; i < 8; ++i) input += "{\"text\":\"" + std::to_string(i) + "\"}\n";
+  const ClientResult result = Batch(input, {"--concurrency", "2"});
+  EXPECT_EQ(result.exit_code, 0) << result.out;
+  const auto lines = Lines(result.out);
+  ASSERT_EQ(lines.size(), 8u);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(lines[i]["choices"][0]["text"], std::to_string(i));
+}
+
+TEST_F(GenerateBatchTest, ConcurrencyIsTheMostInFlight) {
+  std::atomic<int> in_flight = 0;
+  std::atomic<int> most = 0;
+  server_.inference.on_generate = [&](const v1::GenerateRequest&, v1::GenerateResponse*) {
+    const int now = ++in_flight;
+    if (now > most) most = now;
+    usleep(2000);  // so that they would meet
+    --in_flight;
+    return grpc::Status::OK;
+  };
+  std::string input;
+  for (int i = 0; i < 30; ++i) input += "{\"text\":\"x\"}\n";
+  EXPECT_EQ(Batch(input, {"--concurrency", "1"}).exit_code, 0);
+  EXPECT_EQ(most, 1);
+}
+
+TEST_F(GenerateBatchTest, AFailureStaysWithItsLine) {
+  Echo();
+  const ClientResult result = Batch(
+      "{\"text\":\"a\"}\n"
+      "\n"
+      "{\"text\":\"bad\"}\r\n"
+      "{\"txet\":\"b\"}\n"
+      "nonsense\n"
+      "{\"text\":\"full\"}\n"
+      "{\"text\":\"last\"}");
+  EXPECT_EQ(result.exit_code, 13);  // three of four failures
+  const auto lines = Lines(result.out);
+  ASSERT_EQ(lines.size(), 6u);
+  EXPECT_EQ(lines[0]["choices"][0]["text"], "a");
+  EXPECT_EQ(lines[1]["index"], 1);
+  EXPECT_EQ(lines[1]["error"]["code"], "INVALID_ARGUMENT");
+  EXPECT_EQ(lines[1]["error"]["message"], "bad is bad");
+  EXPECT_THAT(lines[2]["error"]["message"].get<std::string>(),
+              AllOf(StartsWith("line 4 is no GenerateRequest"), HasSubstr("txet")));
+  EXPECT_THAT(lines[3]["error"]["message"].get<std::string>(), StartsWith("line 5 is no"));
+  EXPECT_EQ(lines[4]["error"]["code"], "RESOURCE_EXHAUSTED");
+  EXPECT_EQ(lines[5]["index"], 5);
+  EXPECT_EQ(lines[5]["choices"][0]["text"], "last");
+  EXPECT_THAT(result.err, StartsWith("6 requests, 3 INVALID_ARGUMENT, 1 RESOURCE_EXHAUSTED, 20 "));
+  EXPECT_EQ(server_.inference.calls, 4);
+}
+
+TEST_F(GenerateBatchTest, OptionsAreDefaultsForTheLines) {
+  Echo();
+  EXPECT_EQ(
+      Batch("{\"text\":\"x\",\"sampling\":{\"top_k\":3},\"stopping\":{\"stop_strings\":[\"b\"]}}",
+            {"--top-k", "5", "--temperature", "0.5", "--stop", "a", "-n", "2"})
+          .exit_code,
+      0);
+  const v1::GenerateRequest& request = server_.inference.generate_request;
+  EXPECT_EQ(request.sampling().top_k(), 3);
+  EXPECT_EQ(request.sampling().temperature(), 0.5f);
+  EXPECT_THAT(request.stopping().stop_strings(), testing::ElementsAre("b"));
+  EXPECT_EQ(request.output().n(), 2);
+}
+
+TEST_F(GenerateBatchTest, ReadsAFileAndAnEmptyBatchIsFine) {
+  Echo();
+  const std::string path = testing::TempDir() + "/ferrite-batch.jsonl";
+  std::ofstream(path) << "{\"text\":\"x\"}\n";
+  const ClientResult result = RunWith({"generate", "--batch", path, "--server", server_.address()});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(Lines(result.out).size(), 1u);
+  EXPECT_EQ(Batch("").exit_code, 0);
+  EXPECT_EQ(Batch("\n").out, "");
+  EXPECT_EQ(Batch("{\"text\":\"\xff\"}").exit_code, 2);
+}
+
+TEST_F(GenerateBatchTest, DrawsABarOnATerminalOnly) {
+  Echo();
+  EXPECT_THAT(
+      Batch("{\"text\":\"x\"}", {}, /*err_is_terminal=*/true).err,
+      AllOf(HasSubstr("\r\x1b[Kgenerate ["), HasSubstr("/1  "), HasSubstr("\r\x1b[K1 requests")));
+  EXPECT_EQ(Batch("{\"text\":\"x\"}").err.find('\x1b'), std::string::npos);
+  EXPECT_EQ(Batch("{\"text\":\"x\"}", {"-q"}, true).err, "");
+}
+
+TEST_F(GenerateBatchTest, ControlCCancelsWhatIsInFlight) {
+  std::atomic<int> started = 0;
+  std::atomic<bool> give_up = false;
+  server_.inference.on_generate = [&](const v1::GenerateRequest& request, v1::GenerateResponse*) {
+    ++started;
+    for (int i = 0; request.text() == "slow" && i < 12000 && !give_up; ++i) usleep(5000);
+    return grpc::Status::OK;
+  };
+  const std::string path = testing::TempDir() + "/ferrite-slow-batch.jsonl";
+  std::ofstream(path) << "{\"text\":\"fast\"}\n{\"text\":\"slow\"}\n{\"text\":\"slow\"}\n";
+  ClientProcess client(FERRITE_CLIENT, {"generate", "--quiet", "--concurrency", "2", "--batch",
+                                        path, "--server", server_.address()});
+  EXPECT_THAT(client.ReadSome(), StartsWith("{\"index\":0"));
+  for (int i = 0; i < 12000 && started < 3; ++i) usleep(5000);
+  client.Interrupt();
+  EXPECT_EQ(client.ReadAll(), "");
+  EXPECT_EQ(client.Wait(), 11);
+  give_up = true;
+}
+
+}  // namespace
+}  // namespace ferrite
