@@ -117,6 +117,11 @@ TEST_P(SteadyStateTest, NothingIsAllocatedAndOneWaitIsMadeAStep) {
       request.sampling.top_k = i % 3 == 0 ? 40 : 0;
       request.sampling.top_p = i % 4 == 3 ? 0.9f : 1.0f;
       request.sampling.seed = static_cast<uint64_t>(i);
+      if (i % 5 == 1) {
+        request.sampling.frequency_penalty = 0.1f;
+        request.sampling.logit_bias = {{i, -1.0f}};
+        request.sampling.banned_token_ids = {2};
+      }
       request.max_new_tokens = tokens;
       ASSERT_EQ((*engine)->Submit(std::move(request), readers.back()->stream()), absl::OkStatus());
     }
