@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "engine/engine.h"
@@ -14,7 +15,9 @@
 #include "ferrite/v1/inference.pb.h"
 #include "server/authenticator.h"
 #include "server/generate_params.h"
+#include "server/load_report.h"
 #include "server/sample_outputs.h"
+#include "server/write_watch.h"
 
 namespace ferrite {
 
@@ -24,6 +27,15 @@ struct GenerateContext {
   RequestContext request;
   Engine* engine;
   std::atomic<int32_t>* active_calls;  // reactors that have not reached OnDone
+  WriteWatch* write_watch;
+  LoadReporter* load_reporter;
+
+  // To be called before a call is finished: adds the load to its trailers, and gives its place back
+  // before the client can know, whose next request must find it free.
+  void OnCallEnding(grpc::CallbackServerContext* call, std::optional<CallPermit>* permit) const;
+  // Cancels the call if its writes take too long, until what is returned is destroyed: in OnDone.
+  std::unique_ptr<WriteWatch::Call> WatchWrites(grpc::CallbackServerContext* call,
+                                                const std::string& request_id) const;
 };
 
 // Streams `started`, deltas and `finished`. Reactions and OnOutput run concurrently on gRPC's and
@@ -65,7 +77,8 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   v1::GenerateStreamResponse message_ ABSL_GUARDED_BY(mutex_);
   grpc::ByteBuffer bytes_;     // of the write in flight; whoever set write_in_flight_ owns it
   absl::Status final_status_;  // likewise of finish_called_
-  std::optional<CallPermit> permit_;  // likewise, once it is set
+  std::optional<CallPermit> permit_;          // likewise, once it is set
+  std::unique_ptr<WriteWatch::Call> writes_;  // null if the call was not admitted
 };
 
 // Answers once, when every sample has ended or one has failed.
@@ -93,8 +106,9 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
   std::shared_ptr<GenerateUnaryReactor> self_;
-  std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
-  std::optional<CallPermit> permit_;        // whoever sets finish_called_ owns it once it is set
+  std::unique_ptr<SampleOutputs> outputs_;    // null if the call was not admitted
+  std::optional<CallPermit> permit_;          // whoever sets finish_called_ owns it once it is set
+  std::unique_ptr<WriteWatch::Call> writes_;  // likewise, until OnDone
 
   Mutex mutex_;
   v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);  // so far
