@@ -235,10 +235,13 @@ INSTANTIATE_TEST_SUITE_P(Backends, AdjustTest, testing::ValuesIn(OutputsVariants
 
 // First in pieces of the prompt, then a token each, in changing order and company.
 TEST_P(AdjustTest, EveryKindBesideEveryOther) {
+  std::vector<TokenId> history = Favourites();
+  history.resize(6);
+  history.push_back(history[1]);
   std::vector<Sequence*> sequences;
   for (const SamplingParams& params : Kinds()) {
     const auto slot = static_cast<int32_t>(sequences.size());
-    sequences.push_back(Begin(slot, params, {prompt_.tokens[0], 7, 7, 9, 7}, 3));
+    sequences.push_back(Begin(slot, params, history, 4));
     Feed(sequences.back(), 3 + slot, slot % 2 == 0);
   }
   Launch();
