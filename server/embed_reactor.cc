@@ -56,7 +56,7 @@ bool EmbedReactor::ClaimFinish() {
       return false;
     }
   }
-  permit_.reset();  // before the client can know: its next request must find the place free
+  context_.OnCallEnding(call_, &permit_);
   return true;
 }
 
@@ -65,6 +65,8 @@ void EmbedReactor::OnOutput() {
     return;
   }
   const absl::Status status = FillResponse();
+  writes_ = context_.WatchWrites(call_, request_id_);
+  writes_->WriteStarted();
   Finish(ToGrpcStatus(status, context_.engine->RetryAfterSeconds(), call_));
 }
 
@@ -113,6 +115,7 @@ void EmbedReactor::OnCancel() {
 }
 
 void EmbedReactor::OnDone() {
+  writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
   const std::shared_ptr<EmbedReactor> self = std::move(self_);

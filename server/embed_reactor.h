@@ -50,7 +50,8 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
   EmbedCall resolved_;  // its requests are the engine's by then
   std::string request_id_;
   std::vector<std::shared_ptr<TokenStream>> streams_;  // one an input; none if not admitted
-  std::optional<CallPermit> permit_;  // likewise; whoever sets finish_called_ then owns it
+  std::optional<CallPermit> permit_;          // whoever sets finish_called_ owns it once it is set
+  std::unique_ptr<WriteWatch::Call> writes_;  // likewise, until OnDone
 
   std::atomic<size_t> num_running_{0};
   Mutex mutex_;
