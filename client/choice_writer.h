@@ -17,8 +17,7 @@ class ChoiceWriter {
  public:
   ChoiceWriter(std::ostream& out, bool several) : out_(out), several_(several) {}
 
-  // Writes what is no part of a choice. Both: false if nobody reads any more.
-  bool WriteText(const std::string& text);
+  // False if nobody reads any more.
   bool Write(const v1::Choice& choice);
 
   template <typename Choices>
@@ -37,6 +36,7 @@ class ChoiceWriter {
  private:
   // Shows choice `current_` as far as it has come.
   bool ShowCurrent();
+  bool WriteText(const std::string& text);
   void EndLine();
 
   std::ostream& out_;

@@ -82,7 +82,6 @@ grpc::Status PrintJson(const v1::GenerateRequest& request, bool stream, Connecti
 grpc::Status PrintText(const v1::GenerateRequest& request, const GenerateOptions& options,
                        Connection* connection, const Console& console) {
   ChoiceWriter writer(console.out, request.output().n() > 1);
-  if (options.echo_prompt) writer.WriteText(request.text());
   v1::GenerateResponse response;
   grpc::Status status;
   if (options.no_stream) {

@@ -45,9 +45,9 @@ struct Tally {
   int64_t completion_tokens = 0;
   Clock::time_point start = Clock::now();
 
-  std::string Text() const {
+  std::string Rate(const char* between) const {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    return absl::StrFormat("%.1f s  %.0f tokens/s", seconds,
+    return absl::StrFormat("%.1f s%s%.0f tokens/s", seconds, between,
                            seconds > 0 ? static_cast<double>(completion_tokens) / seconds : 0.0);
   }
 
@@ -63,7 +63,7 @@ struct Tally {
     for (const auto& [code, count] : failures) {
       absl::StrAppend(&text, ", ", count, " ", std::string(StatusCodeName(code)));
     }
-    return absl::StrCat(text, ", ", completion_tokens, " completion tokens, ", Text());
+    return absl::StrCat(text, ", ", completion_tokens, " completion tokens, ", Rate(", "));
   }
 };
 
@@ -117,7 +117,8 @@ int RunGenerateBatch(const GenerateOptions& options, v1::GenerateRequest default
     return console.out.good();
   };
   plan.tick = [&](int64_t ended) {
-    progress.Draw(absl::StrCat(ProgressText("generate", ended, plan.count), "  ", tally.Text()));
+    progress.Draw(
+        absl::StrCat(ProgressText("generate", ended, plan.count), "  ", tally.Rate("  ")));
     return !connection.interrupted();
   };
   CallPool(plan).Run();

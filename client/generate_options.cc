@@ -156,9 +156,7 @@ void AddOutputOptions(CLI::App* command, GenerateOptions* options) {
       ->add_flag("--prompt-logprobs", options->prompt_logprobs,
                  "The log probabilities of the prompt's tokens")
       ->group(group);
-  command
-      ->add_flag("--echo", options->echo,
-                 "The prompt's text, as its tokens say it, before the text")
+  command->add_flag("--echo,--echo-prompt", options->echo, "The prompt's text before each sample's")
       ->group(group);
   command
       ->add_flag("--keep-special-tokens", options->keep_special_tokens,
@@ -216,11 +214,8 @@ CLI::App* AddGenerate(CLI::App* app, GenerateOptions* options) {
                                ->excludes(prompt);
   CLI::Option* request_id =
       AddOptional(command, "--request-id", &options->request_id, "The id to abort it by");
-  CLI::Option* echo_prompt =
-      command->add_flag("--echo-prompt", options->echo_prompt, "Print the prompt first")
-          ->excludes(token_ids);
   AddRequestOptions(command, options);
-  AddModes(command, options, {prompt, token_ids, request_id, echo_prompt});
+  AddModes(command, options, {prompt, token_ids, request_id});
   command->add_flag("-q,--quiet", options->quiet, "Print no statistics and no progress");
   AddSamplingOptions(command, options);
   AddStoppingOptions(command, options);

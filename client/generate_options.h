@@ -61,7 +61,6 @@ struct GenerateOptions {
   bool json = false;
   std::optional<std::string> batch;  // a file, or "-"
   int32_t concurrency = 8;           // of a batch
-  bool echo_prompt = false;
   bool quiet = false;
 };
 

@@ -190,7 +190,6 @@ TEST_F(GenerateTest, WrongUsageIsRefusedBeforeTheServerIsAsked) {
                                              {"--token-ids", ""},
                                              {"--token-ids", "1,a"},
                                              {"--token-ids", "2147483648"},
-                                             {"--token-ids", "1", "--echo-prompt"},
                                              {"x", "--logprobs"},
                                              {"x", "--top-logprobs", "2"},
                                              {"x", "--stream", "--no-stream"},
@@ -264,10 +263,11 @@ TEST_F(GenerateTest, AddsALineFeedOnlyWhereTheTextHasNone) {
   EXPECT_EQ(Generate({"x"}).out, "");
 }
 
-TEST_F(GenerateTest, EchoesThePromptFirst) {
-  server_.inference.deltas = {" upon a time"};
-  EXPECT_EQ(Generate({"Once", "--echo-prompt"}).out, "Once upon a time\n");
-  EXPECT_FALSE(server_.inference.generate_request.has_output());
+TEST_F(GenerateTest, EchoHasTwoNames) {
+  for (const char* name : {"--echo", "--echo-prompt"}) {
+    EXPECT_EQ(Generate({"Once", name}).exit_code, 0);
+    EXPECT_TRUE(server_.inference.generate_request.output().echo());
+  }
 }
 
 TEST_F(GenerateTest, AFailureIsReportedAfterTheTextThatCame) {

@@ -128,7 +128,10 @@ class ExampleTest(unittest.TestCase):
         methods = self.run_example("generic.py").stdout.splitlines()
         for method in ("Inference/Generate", "Inference/Embed", "Control/Abort"):
             self.assertIn(f"ferrite.v1.{method}", methods)
-        request = '{"text": "Tom and Lily", "sampling": {"temperature": 0}, "stopping": {"max_new_tokens": 64}}'
+        request = (
+            '{"text": "Tom and Lily", "sampling": {"temperature": 0},'
+            ' "stopping": {"max_new_tokens": 64}}'
+        )
         answer = json.loads(
             self.run_example("generic.py", "ferrite.v1.Inference/Generate", request).stdout
         )
