@@ -229,27 +229,43 @@ TEST_F(BadInputTest, FieldsOfLaterVersionsAreNamed) {
   const std::vector<std::pair<std::string, Change>> fields = {
       {"messages", [](auto& r) { r.add_messages(); }},
       {"response_format", [](auto& r) { r.mutable_response_format(); }},
-      {"priority", [](auto& r) { r.set_priority(0); }},
-      {"cache_prompt", [](auto& r) { r.set_cache_prompt(true); }},
-      {"cache_salt", [](auto& r) { r.set_cache_salt("s"); }},
-      {"truncate_prompt", [](auto& r) { r.set_truncate_prompt(true); }},
-      {"output.n", [](auto& r) { r.mutable_output()->set_n(2); }},
-      {"output.logprobs", [](auto& r) { r.mutable_output()->set_logprobs(true); }},
-      {"output.top_logprobs", [](auto& r) { r.mutable_output()->set_top_logprobs(1); }},
-      {"output.prompt_logprobs", [](auto& r) { r.mutable_output()->set_prompt_logprobs(true); }},
-      {"output.echo", [](auto& r) { r.mutable_output()->set_echo(true); }},
-      {"output.skip_special_tokens",
-       [](auto& r) { r.mutable_output()->set_skip_special_tokens(false); }},
-      {"output.return_token_ids", [](auto& r) { r.mutable_output()->set_return_token_ids(false); }},
   };
   for (const auto& [name, change] : fields) {
     ExpectRefused(change, grpc::StatusCode::UNIMPLEMENTED, name + " is not served by this build");
   }
-  v1::EmbedRequest embed;
-  v1::EmbedResponse vectors;
-  grpc::ClientContext context;
-  EXPECT_EQ(harness_->inference().Embed(&context, embed, &vectors).error_code(),
-            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(BadInputTest, OutputAndPlaceInTheQueue) {
+  const auto refused = [this](const Change& change, const std::string& message) {
+    ExpectRefused(change, grpc::StatusCode::INVALID_ARGUMENT, message);
+  };
+  refused([](auto& r) { r.mutable_output()->set_n(0); }, "output.n is 0; it must be from 1 to 64");
+  refused([](auto& r) { r.mutable_output()->set_n(65); }, "output.n is 65");
+  refused([](auto& r) { r.mutable_output()->set_top_logprobs(21); },
+          "output.top_logprobs is 21; it must be from 0 to 20");
+  refused([](auto& r) { r.mutable_output()->set_top_logprobs(-1); }, "output.top_logprobs is -1");
+  refused(
+      [](auto& r) {
+        r.mutable_output()->set_top_logprobs(2);
+        r.mutable_output()->set_logprobs(false);
+      },
+      "output.top_logprobs is 2; output.logprobs is false");
+  refused([](auto& r) { r.set_priority(101); }, "priority is 101; it must be from -100 to 100");
+  refused([](auto& r) { r.set_priority(-101); }, "priority is -101");
+  refused([](auto& r) { r.set_cache_salt(std::string(257, 's')); },
+          "the length of cache_salt in bytes is 257; it must be at most 256");
+  refused(
+      [](auto& r) {
+        r.set_cache_salt("s");
+        r.set_cache_prompt(false);
+      },
+      "cache_salt is set; it applies to cached prompts, and cache_prompt is false");
+  ExpectServed([](auto& r) {
+    r.set_cache_salt("s");
+    r.set_cache_prompt(true);
+    r.set_priority(-100);
+    r.set_truncate_prompt(true);
+  });
 }
 
 TEST_F(BadInputTest, MessageOverTheSizeLimit) {

@@ -111,11 +111,13 @@ absl::Status FakeBackend::Wait(StepResult* result) {
   return absl::OkStatus();
 }
 
-void FakeBackend::ReleaseHang() {
+void FakeBackend::HangAt(uint64_t step) {
   std::lock_guard lock(mutex_);
-  hang_at_ = UINT64_MAX;
+  hang_at_ = step;
   changed_.notify_all();
 }
+
+void FakeBackend::ReleaseHang() { HangAt(UINT64_MAX); }
 
 FakeBackendStats FakeBackend::stats() {
   std::lock_guard lock(mutex_);

@@ -80,8 +80,8 @@ class FakeBackend final : public Backend {
   // From this step on, Wait (or Launch) fails.
   void FailWaitAt(uint64_t step) { fail_wait_at_ = step; }
   void FailLaunchAt(uint64_t step) { fail_launch_at_ = step; }
-  // From this step on the device hangs, until released.
-  void HangAt(uint64_t step) { hang_at_ = step; }
+  // From this step on the device hangs, until released. One that hangs already goes on to `step`.
+  void HangAt(uint64_t step);
   void ReleaseHang();
 
   FakeBackendStats stats();
