@@ -1,12 +1,14 @@
 // What the CPU backend does with a model: decode of one stream and of several together, prefill,
-// memory, and how much of the machine's read bandwidth decode reaches. Drives the scheduler and the
-// backend as a worker does, sampling included. Prints one JSON object.
+// embeddings, memory, and how much of the machine's read bandwidth decode reaches. Drives the
+// scheduler and the backend as a worker does, sampling included. Prints one JSON object.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -33,6 +35,8 @@ struct Options {
   int generated = 128;
   std::vector<int> streams = {1, 8};
   int prefill = 512;
+  std::vector<int> embed;  // batch sizes
+  int embed_tokens = 32;   // of an input
   int repeat = 3;
   bool bandwidth = true;
 };
@@ -55,6 +59,13 @@ class Bench {
 
   // `streams` requests at once, each with its own part of the text as its prompt.
   absl::StatusOr<Run> Generate(int streams, int prompt_tokens, int new_tokens);
+
+  // Embeds `batch` inputs at once; the vector of the first, and how long all took.
+  struct Embedded {
+    std::vector<float> first;
+    double seconds = 0;
+  };
+  absl::StatusOr<Embedded> Embed(int batch, int tokens);
 
   std::vector<TokenId> Prompt(int stream, int tokens) const;
   const CpuBackend& backend() const { return *backend_; }
@@ -81,8 +92,12 @@ absl::StatusOr<std::unique_ptr<Bench>> Bench::Create(const Options& options) {
   if (bench->text_.empty()) {
     return absl::InvalidArgumentError(options.text + ": no text to make prompts of");
   }
-  const int most_streams = *std::max_element(options.streams.begin(), options.streams.end());
-  const int length = std::max(options.prompt + options.generated, options.prefill + 1);
+  int most_streams = *std::max_element(options.streams.begin(), options.streams.end());
+  for (const int batch : options.embed) {
+    most_streams = std::max(most_streams, batch);
+  }
+  const int length = std::max({options.prompt + options.generated, options.prefill + 1,
+                               options.embed.empty() ? 0 : options.embed_tokens});
   const Clock::time_point begin = Clock::now();
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
   ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
@@ -152,6 +167,38 @@ absl::StatusOr<Run> Bench::Generate(int streams, int prompt_tokens, int new_toke
   return run;
 }
 
+absl::StatusOr<Bench::Embedded> Bench::Embed(int batch, int tokens) {
+  std::vector<std::shared_ptr<TokenStream>> outputs;
+  for (int i = 0; i < batch; ++i) {
+    EngineRequest request;
+    request.prompt = Prompt(i, tokens);
+    request.pooling = Pooling::kLast;
+    outputs.push_back(std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly));
+    scheduler_->Add(std::make_unique<Sequence>(std::move(request), *tokenizer_,
+                                               backend_->info().block_size, outputs.back()));
+  }
+  const Clock::time_point begin = Clock::now();
+  while (scheduler_->has_work()) {
+    scheduler_->Plan(Clock::now(), &batch_);
+    RETURN_IF_ERROR(backend_->Launch(batch_));
+    RETURN_IF_ERROR(backend_->Wait(&result_));
+    RETURN_IF_ERROR(scheduler_->Complete(result_, Clock::now()));
+    scheduler_->to_notify().clear();
+  }
+  Embedded embedded{.first = {}, .seconds = SecondsBetween(begin, Clock::now())};
+  for (const auto& output : outputs) {
+    OutputDelta delta;
+    if (!output->Take(&delta) || !output->completion().status.ok() ||
+        delta.embedding.size() != static_cast<size_t>(backend_->info().hidden_size)) {
+      return absl::InternalError("an input ended without its vector");
+    }
+    if (output == outputs.front()) {
+      embedded.first = delta.embedding;
+    }
+  }
+  return embedded;
+}
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t half = values.size() / 2;
@@ -180,6 +227,37 @@ nlohmann::json Memory(const CpuBackend& backend, int64_t after_load) {
       // What is not the KV pool, against the weights in 16 bits.
       {"anonymous_without_kv_over_weights",
        static_cast<double>(anonymous - backend.kv_pool_bytes()) / static_cast<double>(weights)}};
+}
+
+double Cosine(const std::vector<float>& a, const std::vector<float>& b) {
+  const auto dot = [](const auto& x, const auto& y) {
+    return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+  };
+  return dot(a, b) / std::sqrt(dot(a, a) * dot(b, b));
+}
+
+// A batch size's throughput, once its first vector is what that input gives alone.
+absl::StatusOr<nlohmann::json> MeasureEmbed(const Options& options, Bench* bench) {
+  nlohmann::json report;
+  ASSIGN_OR_RETURN(const Bench::Embedded alone, bench->Embed(1, options.embed_tokens));
+  for (const int batch : options.embed) {
+    std::vector<double> rates;
+    for (int r = 0; r < options.repeat; ++r) {
+      ASSIGN_OR_RETURN(const Bench::Embedded run, bench->Embed(batch, options.embed_tokens));
+      if (const double cosine = Cosine(run.first, alone.first); !(cosine >= 0.9999)) {
+        return absl::InternalError("in a batch of " + std::to_string(batch) +
+                                   " a vector has the cosine " + std::to_string(cosine) +
+                                   " with what its input gives alone");
+      }
+      rates.push_back(batch / run.seconds);
+    }
+    report.push_back({{"batch", batch},
+                      {"tokens_an_input", options.embed_tokens},
+                      {"inputs_per_second", Median(rates)},
+                      {"tokens_per_second", Median(rates) * options.embed_tokens},
+                      {"runs", rates}});
+  }
+  return report;
 }
 
 absl::StatusOr<nlohmann::json> Measure(const Options& options) {
@@ -214,6 +292,9 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options) {
   }
   report["prefill"] = {
       {"tokens", options.prefill}, {"tokens_per_second", Median(rates)}, {"runs", rates}};
+  if (!options.embed.empty()) {
+    ASSIGN_OR_RETURN(report["embed"], MeasureEmbed(options, bench.get()));
+  }
   report["memory"] = Memory(bench->backend(), after_load);
   if (options.bandwidth) {
     const int threads = options.threads > 0 ? options.threads
@@ -252,6 +333,11 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 4096));
   app.add_option("--prefill", options.prefill, "tokens")->check(CLI::Range(1, 65536));
+  app.add_option("--embed", options.embed, "how many inputs to embed at once: 1,8,64")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--embed-tokens", options.embed_tokens, "of an input")
+      ->check(CLI::Range(1, 65536));
   app.add_option("--repeat", options.repeat, "medians are of so many runs")
       ->check(CLI::Range(1, 1000));
   app.add_flag("!--no-bandwidth", options.bandwidth, "do not measure memory bandwidth");
