@@ -14,6 +14,8 @@ namespace ferrite {
 namespace {
 
 constexpr int32_t kMostInputs = 2048;
+// It is tokenised anew with each text, so that a long one would make a small call a long one.
+constexpr size_t kLongestInstruction = 8192;  // bytes
 
 absl::Status CheckInputs(const v1::EmbedRequest& wire, const RequestContext& context) {
   const int32_t most =
@@ -67,6 +69,10 @@ absl::StatusOr<std::string> ResolvePrompt(const v1::EmbedRequest& wire,
                                           const SentenceTransformers& model) {
   if (wire.has_prompt_name() && wire.has_instruction()) {
     return absl::InvalidArgumentError("prompt_name and instruction are both set; only one may be");
+  }
+  if (wire.instruction().size() > kLongestInstruction) {
+    return OutOfRange("the length of instruction in bytes", wire.instruction().size(),
+                      "at most 8192");
   }
   if (wire.has_instruction()) {
     return wire.instruction();

@@ -206,6 +206,8 @@ TEST_F(EmbedParamsTest, BadFieldsAreNamedWithValueAndBound) {
       {[](auto& w) { w.set_prompt_name(""); }, "prompt_name is ''"},
       {[](auto& w) { w.set_prompt_name("query"), w.set_instruction("x"); },
        "prompt_name and instruction are both set"},
+      {[](auto& w) { w.set_truncate(true), w.set_instruction(std::string(8193, 'x')); },
+       "the length of instruction in bytes is 8193; it must be at most 8192"},
       {[](auto& w) { w = Ids({1}), w.set_prompt_name("query"); }, "prompt_name is set; it applies"},
       {[](auto& w) { w = Ids({1}), w.set_instruction("x"); }, "instruction is set; it applies"},
       {[](auto& w) { w = Ids({1}), w.set_add_special_tokens(true); },
