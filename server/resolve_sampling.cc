@@ -18,20 +18,22 @@ constexpr int kMostStopTokens = 128;
 constexpr size_t kLongestStopString = 1024;  // bytes
 constexpr int kMostBiases = 1024;
 
-absl::Status CheckTokenId(const std::string& field, int64_t id, int32_t vocab_size) {
-  if (id < 0 || id >= vocab_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, " is ", id, "; the vocabulary has ids 0 to ", vocab_size - 1));
-  }
-  return absl::OkStatus();
+bool InVocabulary(TokenId id, int32_t vocab_size) { return id >= 0 && id < vocab_size; }
+
+absl::Status NotInVocabulary(const std::string& field, TokenId id, int32_t vocab_size) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, " is ", id, "; the vocabulary has ids 0 to ", vocab_size - 1));
 }
 
-// In ascending order, each once.
+// In ascending order, each once. A message has room for millions of ids: a name is made for none
+// but a wrong one.
 absl::StatusOr<std::vector<TokenId>> ResolveTokenIds(
     const char* field, const google::protobuf::RepeatedField<int32_t>& wire, int32_t vocab_size) {
   std::vector<TokenId> ids(wire.begin(), wire.end());
   for (size_t i = 0; i < ids.size(); ++i) {
-    RETURN_IF_ERROR(CheckTokenId(absl::StrCat(field, "[", i, "]"), ids[i], vocab_size));
+    if (!InVocabulary(ids[i], vocab_size)) {
+      return NotInVocabulary(absl::StrCat(field, "[", i, "]"), ids[i], vocab_size);
+    }
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -104,7 +106,9 @@ absl::Status ResolveAdjustments(const v1::SamplingParams& wire, const RequestCon
   }
   for (const auto& [id, bias] : wire.logit_bias()) {
     const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
-    RETURN_IF_ERROR(CheckTokenId(absl::StrCat("the key of ", field), id, vocab_size));
+    if (!InVocabulary(id, vocab_size)) {
+      return NotInVocabulary(absl::StrCat("the key of ", field), id, vocab_size);
+    }
     if (!(std::abs(bias) <= 100.0f)) {
       return OutOfRange(field.c_str(), bias, "from -100 to 100");
     }
@@ -191,10 +195,9 @@ absl::Status ResolveStopping(const v1::StoppingParams& wire, const RequestContex
   }
   const ModelConfig& config = context.model->config;
   for (int i = 0; i < wire.stop_token_ids_size(); ++i) {
-    if (wire.stop_token_ids(i) < 0 || wire.stop_token_ids(i) >= config.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("stopping.stop_token_ids[", i, "] is ", wire.stop_token_ids(i),
-                       "; the vocabulary has ids 0 to ", config.vocab_size - 1));
+    if (!InVocabulary(wire.stop_token_ids(i), config.vocab_size)) {
+      return NotInVocabulary(absl::StrCat("stopping.stop_token_ids[", i, "]"),
+                             wire.stop_token_ids(i), config.vocab_size);
     }
   }
   if (wire.include_stop_string() && wire.stop_strings().empty()) {
