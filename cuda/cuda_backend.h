@@ -44,7 +44,8 @@ struct CudaBackendOptions {
 
 // Decode steps are graphs, one for each of a few padded batch sizes; other steps are enqueued
 // kernel by kernel. Two steps may be outstanding: the sampled tokens feed the next step on the
-// device. Steady state allocates nothing, and waits for the device only in Wait.
+// device. Steady state allocates nothing, and waits for the device only in Wait; Launch does so
+// where it assigns more adjusted slots at once than can be staged (slot_adjustments.h).
 //
 // Create may run on another thread than Launch and Wait.
 class CudaBackend : public Backend {
