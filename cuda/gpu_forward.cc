@@ -84,7 +84,8 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
          tokens * static_cast<int64_t>(sizeof(GpuRowLogprobs) + sizeof(float)) +
          int64_t{info.max_sequences} *
              (int64_t{2 * 4} * config.vocab_size + int64_t{2 * 4} * config.hidden_size +
-              4 * blocks_per_slot + static_cast<int64_t>(sizeof(GpuSamplingParams)));
+              static_cast<int64_t>(sizeof(int32_t) + sizeof(TableChange)) * blocks_per_slot +
+              2 * static_cast<int64_t>(sizeof(GpuSamplingParams)));
 }
 
 int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo& info,

@@ -41,8 +41,9 @@ class GpuForward {
                                                             const TransformerGpuWeights& weights,
                                                             const Stream& stream);
 
-  // For planning memory: the buffers of the largest step, and what cuBLAS, attention, sampling and
-  // our products use besides. `quantized`: whether any projection is.
+  // For planning memory: the buffers of the largest step, with the copies that changes of slots
+  // come in, and what cuBLAS, attention, sampling and our products use besides. `quantized`:
+  // whether any projection is.
   static int64_t ActivationBytes(const ModelConfig& config, const BackendInfo& info);
   static int64_t WorkspaceBytes(const ModelConfig& config, const BackendInfo& info, bool quantized,
                                 int32_t num_multiprocessors);

@@ -155,6 +155,9 @@ TEST(StepMemoryTest, GrowsWithSlotsAndVocabulary) {
   ++info.max_sequences;
   EXPECT_GE(bytes() - more, config.vocab_size * (4 + 4 + 2) + 2 * 4 * config.hidden_size +
                                 AdjustState::kMaxBiases * 8);
+  const int64_t blocks = bytes();
+  info.block_size /= 2;  // 16 blocks instead of 8, in the table and in what changes of it
+  EXPECT_EQ(bytes() - blocks, int64_t{8} * info.max_sequences * (4 + 12));
 }
 
 }  // namespace
