@@ -101,8 +101,7 @@ class Weight {
 // Partials poisoned, counters zero, neither larger than asked for.
 class Scratch {
  public:
-  Scratch(const Int4Weight& weight, const DeviceLimits& limits,
-          StreamMatmulArguments* arguments) {
+  Scratch(const Int4Weight& weight, const DeviceLimits& limits, StreamMatmulArguments* arguments) {
     StreamMatmulScratch size;
     test::CheckCuda(stream_int4::SizeScratch(*arguments, weight, limits, &size));
     if (size.counters > 0) {
