@@ -61,11 +61,12 @@ absl::Status CheckOptions(const CudaBackendOptions& options, const ModelConfig& 
   return absl::OkStatus();
 }
 
-// How many KV blocks the cache has: as configured, or what fits, but no more than all sequences at
-// their longest can use.
-absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, int64_t weight_bytes,
-                                     bool quantized, const BackendInfo& info,
-                                     const DeviceInfo& device, const CudaBackendOptions& options) {
+// Sets how many KV blocks the cache has: as configured, or what fits, but no more than all
+// sequences at their longest can use; and what the memory is for.
+absl::Status PlanKvBlocks(const ModelConfig& config, int64_t weight_bytes, bool quantized,
+                          const DeviceInfo& device, const CudaBackendOptions& options,
+                          BackendInfo* backend) {
+  const BackendInfo& info = *backend;
   // What CUDA takes for a captured graph, a kernel at a time; measured, and rounded up.
   constexpr int64_t kGraphKernelBytes = 16 << 10;
   const int64_t kernels = int64_t{8} * config.num_layers + 8;
@@ -89,7 +90,13 @@ absl::StatusOr<int32_t> PlanKvBlocks(const ModelConfig& config, int64_t weight_b
   // slot_mapping counts the cache's rows in 32 bits.
   request.max_blocks = std::min<int64_t>(request.max_blocks, INT32_MAX / info.block_size);
   ASSIGN_OR_RETURN(const MemoryPlan plan, PlanMemory(request));
-  return plan.num_blocks;
+  backend->num_blocks = plan.num_blocks;
+  backend->device_memory = {{"weights", request.weights},
+                            {"workspace", request.workspace},
+                            {"activations", request.activations},
+                            {"graphs", request.graphs},
+                            {"kv_cache", plan.kv_cache}};
+  return absl::OkStatus();
 }
 
 GpuSamplingParams ToGpu(const SamplingParams& params) {
@@ -175,8 +182,7 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
   ASSIGN_OR_RETURN(const int64_t weight_bytes,
                    TransformerGpuWeights::Footprint(config, tensors, tied, weight_options));
   const bool quantized = IsQuantized(tensors) || weight_options.plan.random.group_size != 0;
-  ASSIGN_OR_RETURN(info.num_blocks,
-                   PlanKvBlocks(config, weight_bytes, quantized, info, device, options));
+  RETURN_IF_ERROR(PlanKvBlocks(config, weight_bytes, quantized, device, options, &info));
   std::unique_ptr<CudaBackend> backend(new CudaBackend(info, std::move(stream)));
   ASSIGN_OR_RETURN(TransformerGpuWeights weights, load(weight_options, backend->stream_));
   backend->weights_ = std::make_unique<TransformerGpuWeights>(std::move(weights));
@@ -377,6 +383,7 @@ absl::Status CudaBackend::Wait(StepResult* result) {
   RETURN_IF_ERROR(flight.done->Synchronize());
   read_samples_ = flight.num_samples;
   flight.Take(info_, result);
+  result->replayed = FindGraph(flight.shape()) != nullptr;
   return absl::OkStatus();
 }
 

@@ -3,11 +3,18 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/batch.h"
 
 namespace ferrite {
+
+// Memory of a device that is held for one purpose.
+struct MemoryUse {
+  const char* kind;  // "weights", "kv_cache", ...: a constant
+  int64_t bytes = 0;
+};
 
 struct BackendInfo {
   std::string device;               // "cpu", "cuda:0"
@@ -24,6 +31,7 @@ struct BackendInfo {
   bool scores_tokens = false;             // serves Batch::scored
   bool pools = false;                     // serves Batch::pooled_seqs
   int64_t num_parameters = 0;
+  std::vector<MemoryUse> device_memory = {};  // of a GPU; empty for the host's
   std::string remarks = {};  // what its log should say of how it does its work; or empty
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline
   // says 1, so that its results are delivered before the next step is computed.

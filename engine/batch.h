@@ -142,6 +142,7 @@ struct StepResult {
   LogprobList logprobs;
   LogprobList scores;         // of Batch::scored
   std::vector<float> pooled;  // [E, hidden_size], as Pooling says
+  bool replayed = false;      // the step was a graph captured before
 };
 
 }  // namespace ferrite

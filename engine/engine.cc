@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/refusal.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -101,15 +102,16 @@ absl::StatusOr<size_t> Engine::LeastLoaded() const {
 }
 
 absl::Status Engine::StuckStatus(size_t worker, double step_age_seconds) const {
-  return absl::UnavailableError(
-      absl::StrFormat("the worker on %s is stuck: its step has made no progress for %.1f s, and "
-                      "server.stuck_step_seconds is %g",
-                      worker_info(worker).device, step_age_seconds, options_.stuck_step_seconds));
+  return Refused(absl::UnavailableError(absl::StrFormat(
+                     "the worker on %s is stuck: its step has made no progress for %.1f s, and "
+                     "server.stuck_step_seconds is %g",
+                     worker_info(worker).device, step_age_seconds, options_.stuck_step_seconds)),
+                 Refusal::kUnhealthy);
 }
 
 absl::Status Engine::WorkerHealth(size_t worker) const {
   if (const absl::Status failure = workers_[worker]->failure(); !failure.ok()) {
-    return absl::UnavailableError(failure.message());
+    return Refused(absl::UnavailableError(failure.message()), Refusal::kUnhealthy);
   }
   const double age = workers_[worker]->load().step_age_seconds;
   return age < options_.stuck_step_seconds ? absl::OkStatus() : StuckStatus(worker, age);
@@ -307,10 +309,12 @@ absl::Status Engine::CheckDeadline(const Worker& worker,
   if (needed <= left) {
     return absl::OkStatus();
   }
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "the deadline is in %.3f s, and at the present rate the request would take about %.3f s: %d "
-      "requests run, %d with %d prompt tokens wait (scheduler.refuse_late)",
-      left, needed, backlog.running, backlog.waiting, backlog.waiting_tokens));
+  return Refused(absl::ResourceExhaustedError(absl::StrFormat(
+                     "the deadline is in %.3f s, and at the present rate the request would take "
+                     "about %.3f s: %d "
+                     "requests run, %d with %d prompt tokens wait (scheduler.refuse_late)",
+                     left, needed, backlog.running, backlog.waiting, backlog.waiting_tokens)),
+                 Refusal::kLate);
 }
 
 void Engine::OnFinished(const std::string& request_id) {
@@ -337,7 +341,8 @@ absl::Status Engine::Abort(const std::string& request_id) {
 void Engine::CloseAdmission() {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     worker->CloseAdmission(
-        absl::UnavailableError("the server is draining and takes no new requests"));
+        Refused(absl::UnavailableError("the server is draining and takes no new requests"),
+                Refusal::kDraining));
   }
 }
 

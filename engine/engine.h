@@ -77,6 +77,7 @@ class Engine {
   int32_t num_in_flight() const;
   std::vector<WorkerLoad> load() const;
   const BackendInfo& worker_info(size_t worker) const { return workers_[worker]->info(); }
+  const WorkerStats& worker_stats(size_t worker) const { return workers_[worker]->stats(); }
   size_t num_workers() const { return workers_.size(); }
   const EngineOptions& options() const { return options_; }
   // Whether every worker does as SamplingParams::adjusts_logits() asks.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/refusal.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -18,14 +19,17 @@ absl::Status RequestQueue::CheckRoomLocked(int32_t requests, int64_t prompt_toke
   RETURN_IF_ERROR(closed_);
   if (waiting_requests_ + requests > limits_.max_waiting_requests) {
     const std::string these = requests == 1 ? "" : absl::StrCat(", this call has ", requests);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", waiting_requests_, " requests wait", these,
-                     ", and scheduler.max_waiting is ", limits_.max_waiting_requests));
+    return Refused(absl::ResourceExhaustedError(absl::StrCat(
+                       "the queue is full: ", waiting_requests_, " requests wait", these,
+                       ", and scheduler.max_waiting is ", limits_.max_waiting_requests)),
+                   Refusal::kQueueRequests);
   }
   if (waiting_tokens_ + prompt_tokens > limits_.max_waiting_tokens) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the queue is full: ", waiting_tokens_, " prompt tokens wait, this request has ",
-        prompt_tokens, ", and scheduler.max_waiting_tokens is ", limits_.max_waiting_tokens));
+    return Refused(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the queue is full: ", waiting_tokens_, " prompt tokens wait, this request has ",
+            prompt_tokens, ", and scheduler.max_waiting_tokens is ", limits_.max_waiting_tokens)),
+        Refusal::kQueueTokens);
   }
   return absl::OkStatus();
 }

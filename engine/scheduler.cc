@@ -394,6 +394,7 @@ void Scheduler::AfterOutput(Sequence* sequence, bool tell) {
   }
   if (!sequence->finished()) {
     return;
+    observer_->OnToken(*sequence, now);
   }
   observer_->OnFinished(*sequence);
   if (sequence->scheduling.phase == Phase::kRunning) {

@@ -42,6 +42,8 @@ class Scheduler {
     virtual ~Observer() = default;
     // A sequence has started, or ended without having started.
     virtual void OnLeftWaiting(const Sequence& sequence) = 0;
+    // A sequence's next token has come, and is accepted next.
+    virtual void OnToken(const Sequence& /*sequence*/, Clock::time_point /*now*/) {}
     // A sequence's stream has finished.
     virtual void OnFinished(const Sequence& sequence) = 0;
   };

@@ -31,6 +31,7 @@ bool Sequence::AcceptToken(TokenId token, const LogprobView* logprobs, Clock::ti
   if (num_generated() == 0) {
     first_token_ = now;
   }
+  last_token_ = now;
   tokens_.push_back(token);
   const bool may_stop = num_generated() >= request_.sampling.min_new_tokens;
 
@@ -110,6 +111,9 @@ bool Sequence::Finish(Completion completion, Clock::time_point now,
     completion.time_to_first_token_seconds = SecondsBetween(request_.received, first_token_);
   }
   completion.total_seconds = SecondsBetween(request_.received, now);
+  finished_at_ = now;
+  end_code_ = completion.status.code();
+  finish_reason_ = completion.reason;
   return stream_->Finish(text_, std::move(completion), embedding);
 }
 

@@ -90,6 +90,12 @@ class Sequence {
   }
   bool started() const { return started_ != Clock::time_point(); }
   bool finished() const { return finished_; }
+  Clock::time_point started_at() const { return started_; }
+  Clock::time_point last_token_at() const { return last_token_; }  // once it has generated
+  // Once it has finished: when, and how.
+  Clock::time_point finished_at() const { return finished_at_; }
+  absl::StatusCode end_code() const { return end_code_; }
+  FinishReason finish_reason() const { return finish_reason_; }
 
   SchedulingState scheduling;
 
@@ -109,6 +115,10 @@ class Sequence {
   bool finished_ = false;
   Clock::time_point started_;
   Clock::time_point first_token_;
+  Clock::time_point last_token_;
+  Clock::time_point finished_at_;
+  absl::StatusCode end_code_ = absl::StatusCode::kOk;
+  FinishReason finish_reason_ = FinishReason::kNone;
 };
 
 }  // namespace ferrite

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/refusal.h"
 #include "engine/status_macros.h"
 #include "engine/thread_name.h"
 
@@ -29,7 +30,7 @@ Worker::Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, Admis
 Worker::~Worker() {
   stop_.store(true);
   stop_.notify_all();
-  queue_.Close(absl::UnavailableError("the server is shutting down"));
+  queue_.Close(Refused(absl::UnavailableError("the server is shutting down"), Refusal::kDraining));
   thread_.join();
 }
 
@@ -83,11 +84,19 @@ absl::Status Worker::failure() const {
 
 void Worker::OnLeftWaiting(const Sequence& sequence) {
   queue_.OnLeftWaiting(sequence.num_waiting_tokens());
+  stats_.OnLeftWaiting(sequence);
+}
+
+void Worker::OnToken(const Sequence& sequence, Clock::time_point now) {
+  stats_.OnToken(sequence, now);
 }
 
 void Worker::OnFinished(const Sequence& sequence) {
   tokens_outstanding_.fetch_sub(sequence.max_tokens());
-  estimator_.OnEnded();
+  if (sequence.started()) {  // else no slot has become free
+    estimator_.OnEnded();
+  }
+  stats_.OnFinished(sequence);
   on_finished_(sequence);
 }
 
@@ -132,8 +141,9 @@ absl::Status Worker::Step() {
   const bool launched = !batch_.empty();
   if (launched) {
     // Each sequence of more than one token is computing its prompt.
-    estimator_.OnLaunched(Clock::now(), batch_.num_tokens(),
-                          batch_.num_tokens() - batch_.num_sequences());
+    const Clock::time_point now = Clock::now();
+    estimator_.OnLaunched(now, batch_.num_tokens(), batch_.num_tokens() - batch_.num_sequences());
+    stats_.OnLaunched(batch_, now);
     RETURN_IF_ERROR(backend_->Launch(batch_));
   }
   const int32_t outstanding = scheduler_.steps_outstanding();
@@ -141,7 +151,9 @@ absl::Status Worker::Step() {
     RETURN_IF_ERROR(backend_->Wait(&result_));
     const Clock::time_point now = Clock::now();
     estimator_.OnCompleted(now);
+    stats_.OnCompleted(result_, now);
     RETURN_IF_ERROR(scheduler_.Complete(result_, now));
+    stats_.OnHandedOut();
   } else if (!launched && scheduler_.has_work()) {
     return absl::InternalError("the scheduler has work but plans none");
   }
@@ -160,7 +172,7 @@ void Worker::TakeNewRequests(bool wait) {
 
 // Ends everything in flight and everything that still arrives; nothing runs afterwards.
 void Worker::Fail(const absl::Status& status) {
-  queue_.Close(absl::UnavailableError(std::string(status.message())));
+  queue_.Close(Refused(absl::UnavailableError(std::string(status.message())), Refusal::kUnhealthy));
   while (scheduler_.steps_outstanding() > 0 && !failed_.load()) {
     if (!backend_->Wait(&result_).ok() || !scheduler_.Complete(result_, Clock::now()).ok()) {
       break;

@@ -13,6 +13,7 @@
 #include "engine/rate_estimator.h"
 #include "engine/request_queue.h"
 #include "engine/scheduler.h"
+#include "engine/worker_stats.h"
 
 namespace ferrite {
 
@@ -56,10 +57,12 @@ class Worker final : private Scheduler::Observer {
   // OK, or Internal with what failed, once load().failed.
   absl::Status failure() const;
   StepRates rates() const;
+  const WorkerStats& stats() const { return stats_; }
   Backlog backlog() const;
 
  private:
   void OnLeftWaiting(const Sequence& sequence) override;
+  void OnToken(const Sequence& sequence, Clock::time_point now) override;
   void OnFinished(const Sequence& sequence) override;
 
   void Run();
@@ -80,6 +83,7 @@ class Worker final : private Scheduler::Observer {
   StepResult result_;
   std::vector<std::unique_ptr<Sequence>> incoming_;
   RateEstimator estimator_;
+  WorkerStats stats_;  // its figures are for all to read
 
   std::atomic<bool> stop_{false};
   std::atomic<bool> failed_{false};

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "engine/refusal.h"
 
 namespace ferrite {
 
@@ -15,9 +16,10 @@ absl::Status ClientCounts::Add(const std::string& client, int32_t limit,
   MutexLock lock(&mutex_);
   const auto [entry, first] = in_flight_.try_emplace(client, 0);
   if (limit > 0 && entry->second >= limit) {
-    return absl::ResourceExhaustedError(absl::StrCat(client, " has ", entry->second,
-                                                     " requests in flight; its limit (",
-                                                     std::string(limit_name), ") is ", limit));
+    return Refused(absl::ResourceExhaustedError(absl::StrCat(
+                       client, " has ", entry->second, " requests in flight; its limit (",
+                       std::string(limit_name), ") is ", limit)),
+                   Refusal::kClientLimit);
   }
   ++entry->second;
   return absl::OkStatus();
@@ -43,6 +45,10 @@ std::string ClientOf(const grpc::ServerContextBase& call) {
     }
   }
   return ClientOfPeer(call.peer());
+}
+
+std::string ClientName(const grpc::ServerContextBase& call) {
+  return ClientOf(call).substr(std::string_view("client ").size());
 }
 
 std::string ClientOfPeer(std::string_view peer) {

@@ -35,7 +35,11 @@ class ClientCounts {
 // client can open any number. All who come through a Unix socket are "client unix".
 std::string ClientOf(const grpc::ServerContextBase& call);
 
-// The same for what gRPC calls the peer: "ipv4:10.1.2.3:4567", "ipv6:%5B::1%5D:4567", "unix:/path".
+// The same without the word "client".
+std::string ClientName(const grpc::ServerContextBase& call);
+
+// The first for what gRPC calls the peer: "ipv4:10.1.2.3:4567", "ipv6:%5B::1%5D:4567",
+// "unix:/path".
 std::string ClientOfPeer(std::string_view peer);
 
 }  // namespace ferrite
