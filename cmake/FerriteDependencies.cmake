@@ -35,3 +35,12 @@ target_include_directories(ferrite_text SYSTEM INTERFACE
   ${FERRITE_PCRE2_INCLUDE} ${FERRITE_UTF8PROC_INCLUDE})
 target_link_libraries(ferrite_text INTERFACE
   ${FERRITE_PCRE2_LIBRARY} ${FERRITE_UTF8PROC_LIBRARY})
+
+# The distribution's prometheus-cpp-config.cmake asks for CURL, which only pushing needs.
+find_path(FERRITE_PROMETHEUS_INCLUDE prometheus/exposer.h REQUIRED)
+find_library(FERRITE_PROMETHEUS_CORE prometheus-cpp-core REQUIRED)
+find_library(FERRITE_PROMETHEUS_PULL prometheus-cpp-pull REQUIRED)
+add_library(ferrite_prometheus INTERFACE)
+target_include_directories(ferrite_prometheus SYSTEM INTERFACE ${FERRITE_PROMETHEUS_INCLUDE})
+target_link_libraries(ferrite_prometheus INTERFACE
+  ${FERRITE_PROMETHEUS_PULL} ${FERRITE_PROMETHEUS_CORE})

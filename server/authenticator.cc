@@ -66,12 +66,17 @@ absl::StatusOr<CallPermit> Authenticator::AdmitToken(const Table& table,
   if (found < 0) {
     return absl::UnauthenticatedError("the bearer token is not one of this server's");
   }
-  if (cost == CallCost::kShort) return CallPermit();
   const TokenEntry& entry = table.entries[static_cast<size_t>(found)];
+  CallPermit permit;
+  permit.token_name_ = entry.name;
+  if (cost == CallCost::kShort) return permit;
   const bool own_limit = entry.max_requests > 0;
-  return Count(absl::StrCat("token '", entry.name, "'"),
-               own_limit ? entry.max_requests : max_requests_per_client_,
-               own_limit ? "max_requests" : kClientLimit);
+  ASSIGN_OR_RETURN(CallPermit counted,
+                   Count(absl::StrCat("token '", entry.name, "'"),
+                         own_limit ? entry.max_requests : max_requests_per_client_,
+                         own_limit ? "max_requests" : kClientLimit));
+  counted.token_name_ = entry.name;
+  return counted;
 }
 
 absl::StatusOr<CallPermit> Authenticator::Count(const std::string& client, int32_t limit,

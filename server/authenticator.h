@@ -34,9 +34,13 @@ class CallPermit {
     Release();
     counts_ = std::move(other.counts_);
     client_ = std::move(other.client_);
+    token_name_ = std::move(other.token_name_);
     return *this;
   }
   ~CallPermit() { Release(); }
+
+  // Of the token that admitted the call; empty without tokens.
+  const std::string& token_name() const { return token_name_; }
 
   // Gives the place back, as destruction does.
   void Release() {
@@ -48,6 +52,7 @@ class CallPermit {
   CallPermit() = default;
   std::shared_ptr<ClientCounts> counts_;  // null if there is no place to give back
   std::string client_;
+  std::string token_name_;
 };
 
 // Checks `authorization: Bearer TOKEN` against the file of tokens, which is read again when it

@@ -110,9 +110,15 @@ struct ServerConfig {
     bool operator==(const Defaults&) const = default;
   } defaults;
 
+  struct Metrics {
+    std::string listen;  // empty: off
+    bool operator==(const Metrics&) const = default;
+  } metrics;
+
   struct Log {
     std::string format = "text";
     std::string level = "info";
+    bool access = true;
     bool operator==(const Log&) const = default;
   } log;
 

@@ -37,6 +37,10 @@ bool IsListenAddress(std::string_view value) {
   return error == std::errc() && end == port.data() + port.size() && number >= 0 && number <= 65535;
 }
 
+bool IsMetricsAddress(std::string_view value) {
+  return value.empty() || (!value.starts_with("unix:") && IsListenAddress(value));
+}
+
 bool IsNotEmpty(std::string_view value) { return !value.empty(); }
 
 // Three octal digits, behind a 0 or not.
@@ -290,6 +294,14 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(defaults.max_new_tokens),
      .help = "Tokens to generate at most. 0: what the context has left."},
 
+    {.name = "metrics.listen",
+     .field = FIELD(metrics.listen),
+     .help =
+         "Where Prometheus finds /metrics, over plain HTTP and without a token: 0.0.0.0:9400 for "
+         "other machines. Port 0 takes any free port, which the log then names. Empty: nowhere.",
+     .form = "host:port or nothing",
+     .has_form = IsMetricsAddress},
+
     {.name = "log.format",
      .field = FIELD(log.format),
      .help = "One line an event, on stderr.",
@@ -298,6 +310,11 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(log.level),
      .help = "The least severe level that is written.",
      .choices = "debug|info|warning|error"},
+    {.name = "log.access",
+     .field = FIELD(log.access),
+     .help =
+         "Whether each request writes a line when it ends, at level info (Tokenize and the like "
+         "at level debug): ids, token counts, times, status; nothing of what it says."},
 };
 
 #undef FIELD

@@ -34,7 +34,7 @@ grpc::ServerUnaryReactor* ControlService::GetServerInfo(grpc::CallbackServerCont
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
   return AnswerUnary<v1::GetServerInfoRequest, v1::GetServerInfoResponse>(
-      *authenticator_, call, *request, response,
+      *authenticator_, call_log_, Rpc::kGetServerInfo, call, *request, response,
       [this](const v1::GetServerInfoRequest&, v1::GetServerInfoResponse* answer) {
         FillServerInfo(answer);
         return absl::OkStatus();
@@ -50,15 +50,15 @@ grpc::ServerUnaryReactor* ControlService::GetModelInfo(grpc::CallbackServerConte
     FillModelInfo(answer);
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>(*authenticator_, call,
-                                                                        *request, response, serve);
+  return AnswerUnary<v1::GetModelInfoRequest, v1::GetModelInfoResponse>(
+      *authenticator_, call_log_, Rpc::kGetModelInfo, call, *request, response, serve);
 }
 
 grpc::ServerUnaryReactor* ControlService::GetLoad(grpc::CallbackServerContext* call,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
   return AnswerUnary<v1::GetLoadRequest, v1::GetLoadResponse>(
-      *authenticator_, call, *request, response,
+      *authenticator_, call_log_, Rpc::kGetLoad, call, *request, response,
       [this](const v1::GetLoadRequest&, v1::GetLoadResponse* answer) {
         FillLoad(answer);
         return absl::OkStatus();
@@ -69,7 +69,7 @@ grpc::ServerUnaryReactor* ControlService::Abort(grpc::CallbackServerContext* cal
                                                 const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response) {
   return AnswerUnary<v1::AbortRequest, v1::AbortResponse>(
-      *authenticator_, call, *request, response,
+      *authenticator_, call_log_, Rpc::kAbort, call, *request, response,
       [this](const v1::AbortRequest& wire, v1::AbortResponse*) {
         return engine_->Abort(wire.request_id());
       });

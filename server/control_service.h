@@ -5,6 +5,7 @@
 
 #include "ferrite/v1/control.grpc.pb.h"
 #include "server/authenticator.h"
+#include "server/call_log.h"
 #include "server/generate_params.h"
 #include "server/write_watch.h"
 
@@ -18,12 +19,13 @@ using RawControlService = v1::Control::WithRawCallbackMethod_GetServerInfo<
 class ControlService final : public RawControlService {
  public:
   ControlService(const Authenticator* authenticator, RequestContext context, Engine* engine,
-                 const WriteWatch* write_watch, int64_t max_message_bytes,
+                 const WriteWatch* write_watch, CallLog* call_log, int64_t max_message_bytes,
                  Clock::time_point process_start)
       : authenticator_(authenticator),
         context_(context),
         engine_(engine),
         write_watch_(write_watch),
+        call_log_(call_log),
         max_message_bytes_(max_message_bytes),
         process_start_(process_start) {}
 
@@ -53,6 +55,7 @@ class ControlService final : public RawControlService {
   const RequestContext context_;
   Engine* const engine_;
   const WriteWatch* const write_watch_;
+  CallLog* const call_log_;
   const int64_t max_message_bytes_;
   const Clock::time_point process_start_;
   std::atomic<double> startup_seconds_{0};

@@ -13,7 +13,10 @@ namespace ferrite {
 
 EmbedReactor::EmbedReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
                            grpc::ByteBuffer* response)
-    : context_(context), call_(call), response_(response) {
+    : context_(context),
+      call_(call),
+      response_(response),
+      record_(context.call_log, Rpc::kEmbed, call) {
   ++*context_.active_calls;
 }
 
@@ -25,7 +28,7 @@ grpc::ServerUnaryReactor* EmbedReactor::Start(const GenerateContext& context,
   reactor->self_ = reactor;
   if (const absl::Status status = reactor->Submit(request);
       !status.ok() && reactor->ClaimFinish()) {
-    reactor->Finish(ToGrpcStatus(status, context.engine->RetryAfterSeconds(), call));
+    reactor->End(status);
   }
   return reactor.get();
 }
@@ -33,11 +36,14 @@ grpc::ServerUnaryReactor* EmbedReactor::Start(const GenerateContext& context,
 absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
   const Clock::time_point received = Clock::now();
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
+  record_.set_permit(*permit_);
   RETURN_IF_ERROR(context_.engine->CheckRoom());
   v1::EmbedRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
   ASSIGN_OR_RETURN(resolved_, ResolveEmbedRequest(wire, context_.request));
   request_id_ = resolved_.requests.front().id;
+  record_.figures.request_id = request_id_;
+  record_.figures.prompt_tokens = static_cast<int32_t>(resolved_.prompt_tokens);
   const Clock::time_point deadline = CallDeadline(*call_);
   for (EngineRequest& request : resolved_.requests) {
     request.received = received;
@@ -50,14 +56,13 @@ absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
 }
 
 bool EmbedReactor::ClaimFinish() {
-  {
-    MutexLock lock(&mutex_);
-    if (std::exchange(finish_called_, true)) {
-      return false;
-    }
-  }
-  context_.OnCallEnding(call_, &permit_);
-  return true;
+  MutexLock lock(&mutex_);
+  return !std::exchange(finish_called_, true);
+}
+
+void EmbedReactor::End(const absl::Status& status) {
+  context_.OnCallEnding(call_, status, &record_, &permit_);
+  Finish(ToGrpcStatus(status, context_.engine->RetryAfterSeconds(), call_));
 }
 
 void EmbedReactor::OnOutput() {
@@ -67,7 +72,7 @@ void EmbedReactor::OnOutput() {
   const absl::Status status = FillResponse();
   writes_ = context_.WatchWrites(call_, request_id_);
   writes_->WriteStarted();
-  Finish(ToGrpcStatus(status, context_.engine->RetryAfterSeconds(), call_));
+  End(status);
 }
 
 absl::Status EmbedReactor::FillResponse() {
@@ -97,6 +102,8 @@ absl::Status EmbedReactor::FillResponse() {
   }
   response.mutable_usage()->set_prompt_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
   response.mutable_usage()->set_total_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
+  record_.figures.queue_seconds = timings->queue_seconds();
+  record_.figures.finish_reason = "embedded";
   *response_ = SerializeMessage(response);
   return absl::OkStatus();
 }
@@ -110,7 +117,7 @@ void EmbedReactor::CancelInputs() {
 void EmbedReactor::OnCancel() {
   CancelInputs();
   if (ClaimFinish()) {
-    Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));
+    End(record_.CancellationStatus());
   }
 }
 

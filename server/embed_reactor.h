@@ -41,11 +41,14 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
   void CancelInputs();
   // Whether the caller is the one to finish the call.
   bool ClaimFinish();
+  // By that caller.
+  void End(const absl::Status& status);
 
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
   std::shared_ptr<EmbedReactor> self_;
+  CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of Submit
   // Set before the inputs are submitted, and then left alone.
   EmbedCall resolved_;  // its requests are the engine's by then
   std::string request_id_;

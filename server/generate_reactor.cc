@@ -13,7 +13,8 @@ namespace {
 absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackServerContext& call,
                            const grpc::ByteBuffer& bytes, TokenStream::Mode mode,
                            const std::weak_ptr<TokenStream::Listener>& listener,
-                           std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info) {
+                           std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info,
+                           CallFigures* figures) {
   const Clock::time_point received = Clock::now();
   RETURN_IF_ERROR(context.engine->CheckRoom());
   v1::GenerateRequest wire;
@@ -26,6 +27,8 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
   info->set_model(context.request.model->name);
   info->set_prompt_tokens(static_cast<int32_t>(request.prompt.size()));
   info->set_truncated_tokens(resolved.truncated_tokens);
+  figures->request_id = request.id;
+  figures->prompt_tokens = info->prompt_tokens();
   *info->mutable_used() = UsedParams(request);
   *outputs = std::make_unique<SampleOutputs>(context.request.model->tokenizer.get(), resolved, mode,
                                              listener);
@@ -34,9 +37,10 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
 
 }  // namespace
 
-void GenerateContext::OnCallEnding(grpc::CallbackServerContext* call,
-                                   std::optional<CallPermit>* permit) const {
+void GenerateContext::OnCallEnding(grpc::CallbackServerContext* call, const absl::Status& status,
+                                   CallRecord* record, std::optional<CallPermit>* permit) const {
   load_reporter->OnCallEnding(call);
+  record->End(status);
   permit->reset();
 }
 
@@ -47,7 +51,7 @@ std::unique_ptr<WriteWatch::Call> GenerateContext::WatchWrites(
 
 GenerateStreamReactor::GenerateStreamReactor(const GenerateContext& context,
                                              grpc::CallbackServerContext* call)
-    : context_(context), call_(call) {
+    : context_(context), call_(call), record_(context.call_log, Rpc::kGenerateStream, call) {
   ++*context_.active_calls;
 }
 
@@ -68,8 +72,9 @@ absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   // Holding the mutex keeps an OnOutput that comes at once from overtaking info_.
   MutexLock lock(&mutex_);
+  record_.set_permit(*permit_);
   RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_,
-                                &outputs_, &info_));
+                                &outputs_, &info_, &record_.figures));
   writes_ = context_.WatchWrites(call_, info_.request_id());
   return absl::OkStatus();
 }
@@ -81,7 +86,7 @@ void GenerateStreamReactor::MaybeWrite() {
     action = NextAction();
   }
   if (action == Action::kWriteAndFinish || action == Action::kFinish) {
-    context_.OnCallEnding(call_, &permit_);
+    context_.OnCallEnding(call_, final_status_, &record_, &permit_);
   }
   if (action == Action::kWriteAndFinish || action == Action::kWrite) {
     writes_->WriteStarted();
@@ -108,7 +113,10 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
   }
   if (cancelled_ || !refused_.ok()) {
     finish_called_ = true;
-    final_status_ = cancelled_ ? absl::CancelledError("the call was cancelled") : refused_;
+    final_status_ = cancelled_ ? record_.CancellationStatus() : refused_;
+    if (outputs_ != nullptr) {
+      outputs_->FillFigures(&record_.figures);
+    }
     return Action::kFinish;
   }
   message_.Clear();
@@ -127,6 +135,7 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
   if (ended && !outputs_->status().ok()) {
     finish_called_ = true;
     final_status_ = outputs_->status();
+    outputs_->FillFigures(&record_.figures);
     outputs_->Cancel();
     return Action::kFinish;
   }
@@ -138,6 +147,7 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
     v1::GenerateStreamResponse::Finished* const finished = message_.mutable_finished();
     *finished->mutable_choices() = std::move(last);
     outputs_->FillUsage(finished->mutable_usage(), finished->mutable_timings());
+    outputs_->FillFigures(&record_.figures);
     finish_called_ = true;
   } else {
     write_in_flight_ = true;
@@ -180,7 +190,10 @@ void GenerateStreamReactor::OnDone() {
 GenerateUnaryReactor::GenerateUnaryReactor(const GenerateContext& context,
                                            grpc::CallbackServerContext* call,
                                            grpc::ByteBuffer* response)
-    : context_(context), call_(call), response_(response) {
+    : context_(context),
+      call_(call),
+      response_(response),
+      record_(context.call_log, Rpc::kGenerate, call) {
   ++*context_.active_calls;
 }
 
@@ -192,7 +205,7 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
       new GenerateUnaryReactor(context, call, response));
   reactor->self_ = reactor;
   if (const absl::Status status = reactor->Submit(request);
-      !status.ok() && reactor->ClaimFinish()) {
+      !status.ok() && reactor->ClaimFinish(status)) {
     reactor->Finish(ToGrpcStatus(status, context.engine->RetryAfterSeconds(), call));
   }
   return reactor.get();
@@ -201,18 +214,22 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
 absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   MutexLock lock(&mutex_);
+  record_.set_permit(*permit_);
   return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEndOnly, self_, &outputs_,
-                       message_.mutable_info());
+                       message_.mutable_info(), &record_.figures);
 }
 
-bool GenerateUnaryReactor::ClaimFinish() {
+bool GenerateUnaryReactor::ClaimFinish(const absl::Status& status) {
   {
     MutexLock lock(&mutex_);
     if (std::exchange(finish_called_, true)) {
       return false;
     }
+    if (outputs_ != nullptr) {
+      outputs_->FillFigures(&record_.figures);
+    }
   }
-  context_.OnCallEnding(call_, &permit_);
+  context_.OnCallEnding(call_, status, &record_, &permit_);
   return true;
 }
 
@@ -232,6 +249,7 @@ void GenerateUnaryReactor::OnOutput() {
     }
     finish_called_ = true;
     request_id = message_.info().request_id();
+    outputs_->FillFigures(&record_.figures);
     if (outputs_->status().ok()) {
       outputs_->FillUsage(message_.mutable_usage(), message_.mutable_timings());
       *response_ = SerializeMessage(message_);
@@ -239,7 +257,7 @@ void GenerateUnaryReactor::OnOutput() {
       outputs_->Cancel();
     }
   }
-  context_.OnCallEnding(call_, &permit_);
+  context_.OnCallEnding(call_, outputs_->status(), &record_, &permit_);
   writes_ = context_.WatchWrites(call_, request_id);
   writes_->WriteStarted();
   Finish(ToGrpcStatus(outputs_->status(), context_.engine->RetryAfterSeconds(), call_));
@@ -249,8 +267,8 @@ void GenerateUnaryReactor::OnCancel() {
   if (outputs_ != nullptr) {
     outputs_->Cancel();
   }
-  if (ClaimFinish()) {
-    Finish(ToGrpcStatus(absl::CancelledError("the call was cancelled")));
+  if (const absl::Status status = record_.CancellationStatus(); ClaimFinish(status)) {
+    Finish(ToGrpcStatus(status));
   }
 }
 

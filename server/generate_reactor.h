@@ -14,6 +14,7 @@
 #include "engine/token_stream.h"
 #include "ferrite/v1/inference.pb.h"
 #include "server/authenticator.h"
+#include "server/call_log.h"
 #include "server/generate_params.h"
 #include "server/load_report.h"
 #include "server/sample_outputs.h"
@@ -29,10 +30,12 @@ struct GenerateContext {
   std::atomic<int32_t>* active_calls;  // reactors that have not reached OnDone
   WriteWatch* write_watch;
   LoadReporter* load_reporter;
+  CallLog* call_log;
 
-  // To be called before a call is finished: adds the load to its trailers, and gives its place back
-  // before the client can know, whose next request must find it free.
-  void OnCallEnding(grpc::CallbackServerContext* call, std::optional<CallPermit>* permit) const;
+  // To be called before a call is finished with `status`: adds the load to its trailers, counts it,
+  // and gives its place back before the client can know, whose next request must find it free.
+  void OnCallEnding(grpc::CallbackServerContext* call, const absl::Status& status,
+                    CallRecord* record, std::optional<CallPermit>* permit) const;
   // Cancels the call if its writes take too long, until what is returned is destroyed: in OnDone.
   std::unique_ptr<WriteWatch::Call> WatchWrites(grpc::CallbackServerContext* call,
                                                 const std::string& request_id) const;
@@ -65,6 +68,7 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   std::shared_ptr<GenerateStreamReactor> self_;
+  CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
 
   Mutex mutex_;
@@ -97,8 +101,8 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   GenerateUnaryReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
                        grpc::ByteBuffer* response);
   absl::Status Submit(const grpc::ByteBuffer& bytes);
-  // Whether the caller is the one to finish the call.
-  bool ClaimFinish();
+  // Whether the caller is the one to finish the call, with `status`.
+  bool ClaimFinish(const absl::Status& status);
   // Takes what has come, and says whether that is all.
   bool TakeOutput() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -106,6 +110,7 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
   std::shared_ptr<GenerateUnaryReactor> self_;
+  CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;    // null if the call was not admitted
   std::optional<CallPermit> permit_;          // whoever sets finish_called_ owns it once it is set
   std::unique_ptr<WriteWatch::Call> writes_;  // likewise, until OnDone

@@ -38,8 +38,8 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
     }
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(*authenticator_, call, *request,
-                                                                response, serve);
+  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(
+      *authenticator_, generate_.call_log, Rpc::kTokenize, call, *request, response, serve);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* call,
@@ -53,8 +53,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
     ASSIGN_OR_RETURN(*answer->mutable_text(), context_.model->tokenizer->Decode(ids, skip_special));
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(*authenticator_, call, *request,
-                                                                    response, serve);
+  return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      *authenticator_, generate_.call_log, Rpc::kDetokenize, call, *request, response, serve);
 }
 
 }  // namespace ferrite

@@ -16,10 +16,11 @@ using RawInferenceService = v1::Inference::WithRawCallbackMethod_Generate<
 class InferenceService final : public RawInferenceService {
  public:
   InferenceService(const Authenticator* authenticator, RequestContext context, Engine* engine,
-                   WriteWatch* write_watch, LoadReporter* load_reporter)
+                   WriteWatch* write_watch, LoadReporter* load_reporter, CallLog* call_log)
       : authenticator_(authenticator),
         context_(context),
-        generate_({authenticator, context, engine, &active_calls_, write_watch, load_reporter}) {}
+        generate_({authenticator, context, engine, &active_calls_, write_watch, load_reporter,
+                   call_log}) {}
 
   // Generate and Embed calls whose last byte has not been handed to the client's connection.
   int32_t active_calls() const { return active_calls_.load(); }

@@ -83,7 +83,7 @@ std::optional<LogFormat> ParseLogFormat(std::string_view word) {
 }
 
 std::string FormatLogLine(LogFormat format, absl::Time time, LogLevel level, std::string_view event,
-                          LogFields fields) {
+                          std::span<const LogField> fields) {
   if (format == LogFormat::kJson) {
     Json object = {{"time", Timestamp(time)}, {"level", LevelName(level)}, {"event", event}};
     for (const LogField& field : fields) {
@@ -107,7 +107,7 @@ Logger::Logger(LogFormat format, LogLevel level) : Logger(format, level, WriteTo
 Logger::Logger(LogFormat format, LogLevel level, Sink sink)
     : format_(format), level_(level), sink_(std::move(sink)) {}
 
-void Logger::Log(LogLevel level, std::string_view event, LogFields fields) const {
+void Logger::Log(LogLevel level, std::string_view event, std::span<const LogField> fields) const {
   if (!Enabled(level)) return;
   try {
     const std::string line = FormatLogLine(format_, absl::Now(), level, event, fields);

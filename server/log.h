@@ -6,6 +6,7 @@
 #include <functional>
 #include <initializer_list>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -56,7 +57,11 @@ using LogFields = std::initializer_list<LogField>;
 // The line of one event, with its newline. Text quotes a string that would be ambiguous, so that a
 // line stays one line. Bytes that are no UTF-8 become U+FFFD. JSON has no NaN or infinity: null.
 std::string FormatLogLine(LogFormat format, absl::Time time, LogLevel level, std::string_view event,
-                          LogFields fields);
+                          std::span<const LogField> fields);
+inline std::string FormatLogLine(LogFormat format, absl::Time time, LogLevel level,
+                                 std::string_view event, LogFields fields) {
+  return FormatLogLine(format, time, level, event, std::span(fields.begin(), fields.size()));
+}
 
 // Writes whole lines, in the order of the calls. Thread-safe.
 class Logger {
@@ -72,7 +77,10 @@ class Logger {
   Logger& operator=(const Logger&) = delete;
 
   // Writes one line if `level` is at least the logger's own. Never throws.
-  void Log(LogLevel level, std::string_view event, LogFields fields = {}) const;
+  void Log(LogLevel level, std::string_view event, std::span<const LogField> fields) const;
+  void Log(LogLevel level, std::string_view event, LogFields fields = {}) const {
+    Log(level, event, std::span(fields.begin(), fields.size()));
+  }
 
   bool Enabled(LogLevel level) const { return level >= level_; }
 

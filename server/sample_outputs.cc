@@ -20,6 +20,21 @@ v1::FinishReason ToWire(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+// For the log; null for what has no reason.
+const char* ReasonName(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAborted:
+      return "aborted";
+    case FinishReason::kNone:
+      break;
+  }
+  return nullptr;
+}
+
 void FillEnd(const Completion& completion, v1::Choice* choice) {
   choice->set_finish_reason(ToWire(completion.reason));
   if (completion.reason != FinishReason::kStop) {
@@ -101,6 +116,7 @@ void SampleOutputs::AddChoice(size_t index, bool ended,
     choice->mutable_token_ids()->Add(delta_.token_ids.begin(), delta_.token_ids.end());
   }
   FillLogprobs(delta_.token_ids, 0, delta_.logprobs, choice->mutable_logprobs());
+  num_tokens_ += static_cast<int32_t>(delta_.token_ids.size());
   if (!ended) {
     return;
   }
@@ -155,6 +171,27 @@ void SampleOutputs::Cancel() {
   for (const std::shared_ptr<TokenStream>& stream : streams_) {
     stream->Cancel();
   }
+void SampleOutputs::FillFigures(CallFigures* figures) const {
+  figures->completion_tokens = num_tokens_;
+  const auto earliest = [](double seconds, std::optional<double>* field) {
+    *field = std::min(seconds, field->value_or(seconds));
+  };
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    if (!samples_[i].ended) {
+      continue;
+    }
+    const Completion& completion = streams_[i]->completion();
+    earliest(completion.queue_seconds, &figures->queue_seconds);
+    if (completion.completion_tokens > 0) {
+      earliest(completion.time_to_first_token_seconds, &figures->first_token_seconds);
+    }
+    if (const char* reason = ReasonName(completion.reason); reason != nullptr) {
+      const bool same = figures->finish_reason == nullptr || figures->finish_reason == reason;
+      figures->finish_reason = same ? reason : "several";
+    }
+  }
+}
+
 }
 
 }  // namespace ferrite

@@ -11,6 +11,7 @@
 #include "engine/token_stream.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "ferrite/v1/inference.pb.h"
+#include "server/call_log.h"
 #include "server/generate_params.h"
 
 namespace ferrite {
@@ -38,6 +39,9 @@ class SampleOutputs {
   const absl::Status& status() const { return status_; }
   void FillUsage(v1::Usage* usage, v1::Timings* timings) const;
 
+  // Of what has been taken so far, into those fields of `figures` that it knows.
+  void FillFigures(CallFigures* figures) const;
+
   // Ends the samples that have not ended.
   void Cancel();
 
@@ -62,6 +66,7 @@ class SampleOutputs {
   bool holds_first_ = false;  // delta_ has output of the first sample that TakePrompt has found
   bool first_ended_ = false;
   size_t num_ended_ = 0;
+  int32_t num_tokens_ = 0;  // taken
   absl::Status status_;
 };
 

@@ -1,5 +1,7 @@
 #include "server/serve.h"
 
+#include <grpc/grpc.h>
+
 #include <csignal>
 #include <cstring>
 #include <future>
@@ -48,6 +50,7 @@ void LogReady(const Logger& logger, const Server& server, Clock::time_point proc
   logger.Log(LogLevel::kInfo, "ready",
              {{"listen", server.config().server.listen},
               {"port", server.port()},
+              {"metrics_port", server.metrics_port()},
               {"model", server.config().model.served_name()},
               {"workers", engine.num_workers()},
               {"device", worker.device},
@@ -56,6 +59,9 @@ void LogReady(const Logger& logger, const Server& server, Clock::time_point proc
               {"context", engine.context_length()},
               {"seconds", SecondsBetween(process_start, Clock::now())}});
 }
+
+// What gRPC's own end may take.
+constexpr std::chrono::milliseconds kGrpcEnd(500);
 
 // Why a server may not end.
 std::string Suspicion(const Engine& engine) {
@@ -98,6 +104,8 @@ ServeEnd Serve(const Logger& logger, Clock::time_point process_start, const Serv
                 {"message", server.status().message()}});
     return {.exit_code = 1};
   }
+  // gRPC's own end is not the server's: it can wait 10 s for a poller that is asleep.
+  grpc_init();
   LogReady(logger, **server, process_start);
   int signal = 0;
   sigwait(&signals, &signal);
@@ -110,7 +118,8 @@ ServeEnd Serve(const Logger& logger, Clock::time_point process_start, const Serv
     return {.exit_code = 3, .threads_left = true};
   }
   logger.Log(LogLevel::kInfo, "stopped", {{"cancelled", cancelled}});
-  return {};
+  const auto ended = InBackground<void>([] { grpc_shutdown(); });
+  return {.exit_code = 0, .threads_left = ended.wait_for(kGrpcEnd) != std::future_status::ready};
 }
 
 }  // namespace ferrite

@@ -110,11 +110,13 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   write_watch_ = std::make_unique<WriteWatch>(config_.server.slow_reader_seconds, logger_);
   load_reporter_ = std::make_unique<LoadReporter>(engine_.get(), config_.server.orca);
   const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
-  inference_ = std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get(),
-                                                  write_watch_.get(), load_reporter_.get());
+  call_log_ = std::make_unique<CallLog>(logger_, config_.log.access, model_.name);
+  inference_ =
+      std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get(),
+                                         write_watch_.get(), load_reporter_.get(), call_log_.get());
   control_ = std::make_unique<ControlService>(authenticator_.get(), context, engine_.get(),
-                                              write_watch_.get(), config_.server.max_message_bytes,
-                                              process_start);
+                                              write_watch_.get(), call_log_.get(),
+                                              config_.server.max_message_bytes, process_start);
 
   // Both are process-wide switches of gRPC; they act on servers built afterwards.
   grpc::EnableDefaultHealthCheckService(true);
@@ -149,6 +151,10 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   SetHealth(kLiveness, true);
   SetHealth(kReadiness, true);
   control_->MarkReady();
+  if (!config_.metrics.listen.empty()) {
+    const MetricsSources sources{&model_, engine_.get(), call_log_.get(), write_watch_.get()};
+    ASSIGN_OR_RETURN(metrics_, MetricsServer::Create(config_.metrics.listen, sources));
+  }
   health_ = std::thread([this] { WatchHealth(); });
   return absl::OkStatus();
 }

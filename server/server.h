@@ -14,11 +14,13 @@
 #include "engine/clock.h"
 #include "engine/engine.h"
 #include "server/authenticator.h"
+#include "server/call_log.h"
 #include "server/config.h"
 #include "server/control_service.h"
 #include "server/inference_service.h"
 #include "server/load_report.h"
 #include "server/log.h"
+#include "server/metrics_server.h"
 #include "server/served_model.h"
 #include "server/tls_credentials.h"
 #include "server/write_watch.h"
@@ -50,6 +52,8 @@ class Server {
 
   // The TCP port listened on; 0 for a Unix socket.
   int port() const { return port_; }
+  // That of the metrics; 0 if they are off.
+  int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
   const ServerConfig& config() const { return config_; }
   const Engine& engine() const { return *engine_; }
   int32_t active_calls() const { return inference_->active_calls(); }
@@ -71,9 +75,11 @@ class Server {
   std::unique_ptr<Authenticator> authenticator_;
   std::unique_ptr<WriteWatch> write_watch_;
   std::unique_ptr<LoadReporter> load_reporter_;
+  std::unique_ptr<CallLog> call_log_;
   std::unique_ptr<InferenceService> inference_;
   std::unique_ptr<ControlService> control_;
-  std::unique_ptr<grpc::Server> grpc_;  // after what its handlers use
+  std::unique_ptr<grpc::Server> grpc_;      // after what its handlers use
+  std::unique_ptr<MetricsServer> metrics_;  // null: off
   int port_ = 0;
   bool shut_down_ = false;
 

@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "server/authenticator.h"
+#include "server/call_log.h"
 #include "server/status_mapping.h"
 #include "server/wire.h"
 
@@ -13,16 +14,20 @@ namespace ferrite {
 constexpr double kShortCallRetrySeconds = 1;
 
 // Asks `authenticator`, parses a Request, calls `serve(const Request&, Response*)`, which returns
-// an absl::Status, and finishes the call with what came of it.
+// an absl::Status, and finishes the call, which is `rpc`, with what came
+// of it.
 template <typename Request, typename Response, typename Serve>
-grpc::ServerUnaryReactor* AnswerUnary(const Authenticator& authenticator,
+grpc::ServerUnaryReactor* AnswerUnary(const Authenticator& authenticator, CallLog* log, Rpc rpc,
                                       grpc::CallbackServerContext* call,
                                       const grpc::ByteBuffer& request_bytes,
                                       grpc::ByteBuffer* response_bytes, Serve&& serve) {
+  CallRecord record(log, rpc, call);
   Request request;
   Response response;
-  absl::Status status = authenticator.Admit(*call, CallCost::kShort).status();
+  const absl::StatusOr<CallPermit> permit = authenticator.Admit(*call, CallCost::kShort);
+  absl::Status status = permit.status();
   if (status.ok()) {
+    record.set_permit(*permit);
     status = ParseMessage(request_bytes, &request);
   }
   if (status.ok()) {
@@ -31,6 +36,7 @@ grpc::ServerUnaryReactor* AnswerUnary(const Authenticator& authenticator,
   if (status.ok()) {
     *response_bytes = SerializeMessage(response);
   }
+  record.End(status);
   grpc::ServerUnaryReactor* const reactor = call->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status, kShortCallRetrySeconds, call));
   return reactor;

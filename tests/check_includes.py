@@ -21,6 +21,7 @@ FOLDERS = set(ALLOWED) | {"tests", "benchmarks"}
 PROTO_USERS = {"server", "client"}
 PROTO = re.compile(r"^(ferrite/v1/|google/rpc/|grpc/health/)")
 REMOTE = re.compile(r"^(grpc|grpcpp|google/protobuf)/")
+METRICS = re.compile(r"^(prometheus|civetweb)/")  # the server's alone
 CUDA = re.compile(r"^(cuda|cublas|nccl)")
 # The one file that knows the backends.
 EXCEPTIONS = {"server/backend_factory.cc": {"cpu", "cuda"}}
@@ -42,6 +43,8 @@ def problems_of(path: pathlib.Path):
             bad = target not in ALLOWED[folder] | EXCEPTIONS.get(name, set())
         elif REMOTE.match(header):
             bad = folder not in PROTO_USERS
+        elif METRICS.match(header):
+            bad = folder != "server"
         elif CUDA.match(header):
             bad = folder != "cuda"
         if bad:

@@ -59,10 +59,13 @@ std::unique_ptr<Harness> Harness::Stories(ServerConfig config) {
   return harness;
 }
 
-std::unique_ptr<Harness> Harness::Fake(FakeBackendOptions fake, ServerConfig config) {
+std::unique_ptr<Harness> Harness::Fake(FakeBackendOptions fake, ServerConfig config,
+                                       std::unique_ptr<Logger> logger) {
   auto harness = std::make_unique<Harness>();
   harness->logger_ =
-      std::make_unique<Logger>(LogFormat::kText, LogLevel::kError, [](std::string_view) {});
+      logger != nullptr
+          ? std::move(logger)
+          : std::make_unique<Logger>(LogFormat::kText, LogLevel::kError, [](std::string_view) {});
   auto model = LoadServedModel(kModel, "fake");
   auto backend = std::make_unique<FakeBackend>(std::move(fake));
   harness->fake_ = backend.get();

@@ -35,9 +35,11 @@ class Harness {
  public:
   // The embedded model on the CPU in fp32.
   static std::unique_ptr<Harness> Stories(ServerConfig config = DefaultConfig());
-  // The embedded model's tokenizer and config around a fake backend.
+  // The embedded model's tokenizer and config around a fake backend. Without a logger nothing is
+  // logged.
   static std::unique_ptr<Harness> Fake(FakeBackendOptions fake,
-                                       ServerConfig config = DefaultConfig());
+                                       ServerConfig config = DefaultConfig(),
+                                       std::unique_ptr<Logger> logger = nullptr);
 
   // Any free port of the loopback, fp32, no drain grace.
   static ServerConfig DefaultConfig();
