@@ -376,6 +376,7 @@ absl::Status Scheduler::Complete(const StepResult& result, Clock::time_point now
     if (sequence->finished()) {
       continue;
     }
+    observer_->OnToken(*sequence, now);
     LogprobView logprobs;
     const bool wanted = sequence->request().sampling.num_logprobs >= 0;
     if (wanted) {
@@ -394,7 +395,6 @@ void Scheduler::AfterOutput(Sequence* sequence, bool tell) {
   }
   if (!sequence->finished()) {
     return;
-    observer_->OnToken(*sequence, now);
   }
   observer_->OnFinished(*sequence);
   if (sequence->scheduling.phase == Phase::kRunning) {

@@ -112,11 +112,11 @@ void SampleOutputs::AddChoice(size_t index, bool ended,
     choice->set_text(echo_);
   }
   choice->mutable_text()->append(delta_.text);
+  num_tokens_ += static_cast<int32_t>(delta_.token_ids.size());
   if (return_token_ids_) {
     choice->mutable_token_ids()->Add(delta_.token_ids.begin(), delta_.token_ids.end());
   }
   FillLogprobs(delta_.token_ids, 0, delta_.logprobs, choice->mutable_logprobs());
-  num_tokens_ += static_cast<int32_t>(delta_.token_ids.size());
   if (!ended) {
     return;
   }
@@ -167,10 +167,6 @@ void SampleOutputs::FillUsage(v1::Usage* usage, v1::Timings* timings) const {
   timings->set_total_seconds(total);
 }
 
-void SampleOutputs::Cancel() {
-  for (const std::shared_ptr<TokenStream>& stream : streams_) {
-    stream->Cancel();
-  }
 void SampleOutputs::FillFigures(CallFigures* figures) const {
   figures->completion_tokens = num_tokens_;
   const auto earliest = [](double seconds, std::optional<double>* field) {
@@ -192,6 +188,10 @@ void SampleOutputs::FillFigures(CallFigures* figures) const {
   }
 }
 
+void SampleOutputs::Cancel() {
+  for (const std::shared_ptr<TokenStream>& stream : streams_) {
+    stream->Cancel();
+  }
 }
 
 }  // namespace ferrite

@@ -109,8 +109,8 @@ absl::Status Server::Secure() {
 absl::Status Server::Listen(Clock::time_point process_start) {
   write_watch_ = std::make_unique<WriteWatch>(config_.server.slow_reader_seconds, logger_);
   load_reporter_ = std::make_unique<LoadReporter>(engine_.get(), config_.server.orca);
-  const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
   call_log_ = std::make_unique<CallLog>(logger_, config_.log.access, model_.name);
+  const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
   inference_ =
       std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get(),
                                          write_watch_.get(), load_reporter_.get(), call_log_.get());
@@ -148,13 +148,13 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   if (grpc_ == nullptr || (port_ == 0 && !unix_path.has_value())) {
     return absl::UnavailableError(CannotListen(config_.server.listen, unix_path.has_value()));
   }
-  SetHealth(kLiveness, true);
-  SetHealth(kReadiness, true);
-  control_->MarkReady();
   if (!config_.metrics.listen.empty()) {
     const MetricsSources sources{&model_, engine_.get(), call_log_.get(), write_watch_.get()};
     ASSIGN_OR_RETURN(metrics_, MetricsServer::Create(config_.metrics.listen, sources));
   }
+  SetHealth(kLiveness, true);
+  SetHealth(kReadiness, true);
+  control_->MarkReady();
   health_ = std::thread([this] { WatchHealth(); });
   return absl::OkStatus();
 }
