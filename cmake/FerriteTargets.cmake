@@ -15,6 +15,14 @@ endif()
 set(FERRITE_TEST_ROOT "${CMAKE_SOURCE_DIR}" CACHE STRING
     "Where tests look for fixtures; \".\" for tests that run in another copy of the tree")
 
+# Flags of tests. One is compiled more often than it runs long; what it tests keeps its own flags.
+# Some of what tests link asks for -pthread: all have it, so that they can share precompiled headers.
+add_library(ferrite_test_flags INTERFACE)
+target_compile_options(ferrite_test_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-pthread>)
+if(NOT FERRITE_SANITIZE)
+  target_compile_options(ferrite_test_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
+endif()
+
 # Builds the tests labelled `quick`: what the sanitizer builds of CI run.
 add_custom_target(quick_tests)
 
@@ -26,7 +34,12 @@ function(ferrite_test)
     set(T_TIMEOUT 120)
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
-  target_link_libraries(${T_NAME} PRIVATE ferrite_flags ${T_LIBS} GTest::gmock GTest::gtest_main)
+  target_link_libraries(${T_NAME} PRIVATE ferrite_flags ferrite_test_flags ${T_LIBS} GTest::gmock GTest::gtest_main)
+  if("integration" IN_LIST T_LABELS)
+    ferrite_use_pch(ferrite_rpc_test_pch ${T_NAME})
+  else()
+    ferrite_use_pch(ferrite_test_pch ${T_NAME})
+  endif()
   # Each test file has helpers of its own, whose names may be those of another file.
   set_target_properties(${T_NAME} PROPERTIES UNITY_BUILD OFF)
   target_compile_definitions(${T_NAME} PRIVATE FERRITE_SOURCE_DIR="${FERRITE_TEST_ROOT}")

@@ -8,13 +8,6 @@
 #include "engine/status_macros.h"
 
 namespace ferrite {
-namespace {
-
-// Free blocks that a newcomer must leave to those that run, so that admitting it does not make the
-// next step preempt: one in a hundred, at least one.
-int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 100; }
-
-}  // namespace
 
 bool Scheduler::RunsBefore::operator()(const Sequence* a, const Sequence* b) const {
   if (a->request().priority != b->request().priority) {
@@ -38,6 +31,7 @@ Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Obser
     step.sequences.reserve(options.max_running);
     step.sampled.reserve(options.max_running);
     step.pooled.reserve(options.max_running);
+    step.scored.reserve(kMostScoringTokens);
   }
 }
 
@@ -46,30 +40,6 @@ void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
   Sequence* const added = sequence.get();
   owned_.emplace(added, std::move(sequence));
   waiting_.insert(added);
-}
-
-void Scheduler::Plan(Clock::time_point now, Batch* batch) {
-  assert(steps_outstanding_ < static_cast<int32_t>(planned_.size()));
-  batch->Clear();
-  EndStopped(now);
-
-  batch_ = batch;
-  batch->step = last_step_ + 1;
-  budget_ = options_.max_step_tokens;
-  PlannedStep& planned = planned_[batch->step % planned_.size()];
-  planned.step = batch->step;
-  planned.sequences.clear();
-  planned.sampled.clear();
-  planned.scored.clear();
-  planned.pooled.clear();
-
-  PlanRunning(/*decodes=*/true);
-  PlanRunning(/*decodes=*/false);
-  Admit(now);
-  if (!batch->empty()) {
-    ++last_step_;
-    ++steps_outstanding_;
-  }
 }
 
 void Scheduler::EndStopped(Clock::time_point now) {
@@ -126,196 +96,6 @@ void Scheduler::End(Sequence* sequence, const absl::Status& status, FinishReason
     case Phase::kFinished:
       break;
   }
-}
-
-// Tokens that could be computed in this step: those known on the host, or the one that the
-// outstanding step is sampling. None once the last token allowed is in flight.
-int32_t Scheduler::TokensToCompute(const Sequence& sequence) const {
-  const SchedulingState& state = sequence.scheduling;
-  if (!sequence.pools() &&
-      sequence.num_generated() + state.samples_in_flight >= sequence.request().max_new_tokens) {
-    return 0;
-  }
-  return sequence.num_tokens() + state.samples_in_flight - state.num_computed;
-}
-
-void Scheduler::PlanRunning(bool decodes) {
-  // Preemption takes sequences from the end, never one before the present index.
-  for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
-    Sequence* const sequence = running_[i];
-    if (sequence->scheduling.last_planned_step == batch_->step) {
-      continue;
-    }
-    const int32_t wanted = TokensToCompute(*sequence);
-    if (wanted == 0 || (wanted == 1) != decodes) {
-      continue;
-    }
-    const int32_t granted = ReserveBlocks(sequence, std::min(wanted, budget_));
-    if (granted > 0) {
-      PlanTokens(sequence, granted);
-    }
-  }
-}
-
-void Scheduler::Admit(Clock::time_point now) {
-  for (auto next = waiting_.begin();
-       next != waiting_.end() && budget_ > 0 && !free_slots_.empty();) {
-    Sequence* const sequence = *next;
-    const SharedPrompt shared = FindSharedPrompt(*sequence);
-    if (shared.coming) {
-      ++next;
-      continue;
-    }
-    int64_t needed = blocks_.BlocksFor(sequence->num_tokens()) - shared.blocks;
-    if (!running_.empty()) {
-      needed += BlocksPromised() + Headroom(blocks_);
-    }
-    if (needed > blocks_.num_free()) {
-      return;
-    }
-    next = waiting_.erase(next);
-    Start(sequence, shared, now);
-  }
-}
-
-Scheduler::SharedPrompt Scheduler::FindSharedPrompt(const Sequence& sequence) const {
-  SharedPrompt shared;
-  if (sequence.scheduling.group == nullptr || sequence.wants_prompt_logprobs()) {
-    return shared;
-  }
-  // The last token of the prompt is computed by each sample: its logits give the first token.
-  const int32_t blocks = (sequence.num_prompt_tokens() - 1) / blocks_.block_size();
-  for (const Sequence* other : sequence.scheduling.group->running) {
-    const SchedulingState& state = other->scheduling;
-    // What is planned in this very step cannot be read in it.
-    const int32_t computed =
-        state.last_planned_step == batch_->step ? state.num_computed_before : state.num_computed;
-    if (blocks > 0 && computed >= blocks * blocks_.block_size()) {
-      return {.from = other, .blocks = blocks};
-    }
-    shared.coming = blocks > 0;
-  }
-  return shared;
-}
-
-void Scheduler::Start(Sequence* sequence, const SharedPrompt& shared, Clock::time_point now) {
-  if (!sequence->started()) {
-    sequence->MarkStarted(now);
-    observer_->OnLeftWaiting(*sequence);
-  }
-  SchedulingState& state = sequence->scheduling;
-  state.phase = Phase::kRunning;
-  state.slot = free_slots_.back();
-  free_slots_.pop_back();
-  running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),
-                  sequence);
-  if (state.group != nullptr) {
-    state.group->running.push_back(sequence);
-  }
-  batch_->slot_assignments.push_back({.slot = state.slot,
-                                      .params = &sequence->request().sampling,
-                                      .tokens = sequence->tokens(),
-                                      .num_prompt_tokens = sequence->num_prompt_tokens(),
-                                      .pooling = sequence->request().pooling});
-  for (int32_t i = 0; i < shared.blocks; ++i) {
-    const BlockId block = shared.from->scheduling.blocks[i];
-    blocks_.AddReference(block);
-    batch_->block_table_changes.push_back({state.slot, i, block});
-    state.blocks.push_back(block);
-  }
-  state.num_computed = shared.blocks * blocks_.block_size();
-  PlanTokens(sequence, ReserveBlocks(sequence, std::min(TokensToCompute(*sequence), budget_)));
-}
-
-// Blocks that running sequences still need for tokens they know already.
-int64_t Scheduler::BlocksPromised() const {
-  int64_t promised = 0;
-  for (const Sequence* sequence : running_) {
-    const auto held = static_cast<int32_t>(sequence->scheduling.blocks.size());
-    promised += std::max(0, blocks_.BlocksFor(sequence->num_tokens()) - held);
-  }
-  return promised;
-}
-
-// Grows the block table for up to num_tokens more tokens, preempting younger sequences if it must.
-// Returns for how many tokens there is room.
-int32_t Scheduler::ReserveBlocks(Sequence* sequence, int32_t num_tokens) {
-  SchedulingState& state = sequence->scheduling;
-  const auto needed = static_cast<size_t>(blocks_.BlocksFor(state.num_computed + num_tokens));
-  while (state.blocks.size() < needed) {
-    if (const std::optional<BlockId> block = blocks_.Allocate()) {
-      batch_->block_table_changes.push_back(
-          {state.slot, static_cast<int32_t>(state.blocks.size()), *block});
-      state.blocks.push_back(*block);
-    } else if (!PreemptFor(*sequence)) {
-      break;
-    }
-  }
-  const auto room = static_cast<int32_t>(state.blocks.size()) * blocks_.block_size();
-  return std::min(num_tokens, room - state.num_computed);
-}
-
-// Preempts the youngest running sequence behind `sequence` that is not in the step yet. Returns
-// whether that freed blocks at once; those of a sequence in flight come with a later step.
-bool Scheduler::PreemptFor(const Sequence& sequence) {
-  if (!leaving_.empty()) {
-    return false;  // their blocks are on the way
-  }
-  for (auto it = running_.rbegin(); it != running_.rend() && *it != &sequence; ++it) {
-    Sequence* const victim = *it;
-    if (victim->scheduling.last_planned_step != batch_->step) {
-      ++num_preemptions_;
-      LeaveRunning(victim, Phase::kPreempting);
-      FreeLeaving();
-      return leaving_.empty();
-    }
-  }
-  return false;
-}
-
-void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens) {
-  SchedulingState& state = sequence->scheduling;
-  PlannedStep& planned = planned_[batch_->step % planned_.size()];
-  const EngineRequest& request = sequence->request();
-  const int32_t first = state.num_computed;
-  const bool from_device = first == sequence->num_tokens();
-  for (int32_t position = first; position < first + num_tokens; ++position) {
-    const BlockId block = state.blocks[position / blocks_.block_size()];
-    if (sequence->wants_prompt_logprobs() && position >= sequence->num_prompt_logprobs() &&
-        position + 1 < sequence->num_prompt_tokens()) {
-      batch_->scored.push_back({.token = batch_->num_tokens(),
-                                .next = request.prompt[position + 1],
-                                .num_top = request.num_prompt_logprobs});
-      planned.scored.push_back(sequence);
-    }
-    batch_->token_ids.push_back(from_device ? 0 : sequence->tokens()[position]);
-    batch_->positions.push_back(position);
-    batch_->slot_mapping.push_back(block.value * blocks_.block_size() +
-                                   position % blocks_.block_size());
-  }
-  batch_->cu_seqlens.push_back(batch_->num_tokens());
-  batch_->kv_lens.push_back(first + num_tokens);
-  batch_->seq_slots.push_back(state.slot);
-  batch_->input_rows.push_back(from_device ? state.sample_row : -1);
-
-  if (first + num_tokens < sequence->num_tokens() + state.samples_in_flight) {
-    // Tokens are left for later steps.
-  } else if (sequence->pools()) {
-    batch_->pooled_seqs.push_back(batch_->num_sequences() - 1);
-    planned.pooled.push_back(sequence);
-  } else {
-    batch_->sample_seqs.push_back(batch_->num_sequences() - 1);
-    batch_->output_indices.push_back(sequence->num_generated() + state.samples_in_flight);
-    state.sample_row = static_cast<int32_t>(planned.sampled.size());
-    ++state.samples_in_flight;
-    planned.sampled.push_back(sequence);
-  }
-  planned.sequences.push_back(sequence);
-  state.num_computed_before = first;
-  state.num_computed = first + num_tokens;
-  state.last_planned_step = batch_->step;
-  ++state.steps_outstanding;
-  budget_ -= num_tokens;
 }
 
 absl::Status Scheduler::CheckResult(const StepResult& result, const PlannedStep& planned) const {

@@ -96,6 +96,10 @@ class Scheduler {
     bool coming = false;  // none yet, but a sample that runs computes them
   };
 
+  // Tokens a step of sequences that score their prompts: each costs a row of the model's largest
+  // product, for which those that decode must not wait long.
+  static constexpr int32_t kMostScoringTokens = 256;
+
   void EndStopped(Clock::time_point now);
   void End(Sequence* sequence, const absl::Status& status, FinishReason reason,
            Clock::time_point now);
@@ -105,6 +109,8 @@ class Scheduler {
   SharedPrompt FindSharedPrompt(const Sequence& sequence) const;
   int64_t BlocksPromised() const;
   int32_t TokensToCompute(const Sequence& sequence) const;
+  // Of those, what the step's budgets have room for.
+  int32_t TokensToPlan(const Sequence& sequence) const;
   int32_t ReserveBlocks(Sequence* sequence, int32_t num_tokens);
   bool PreemptFor(const Sequence& sequence);
   void PlanTokens(Sequence* sequence, int32_t num_tokens);
@@ -128,6 +134,7 @@ class Scheduler {
   std::array<PlannedStep, 2> planned_;  // step s is at s % 2
   Batch* batch_ = nullptr;              // while planning
   int32_t budget_ = 0;                  // while planning: tokens left in the step
+  int32_t scoring_budget_ = 0;          // likewise, of sequences that score their prompts
   uint64_t last_step_ = 0;
   int32_t steps_outstanding_ = 0;
   uint64_t arrivals_ = 0;

@@ -41,6 +41,11 @@ bool TokenStream::Take(OutputDelta* delta) {
   return finished_;
 }
 
+bool TokenStream::ended() {
+  MutexLock lock(&mutex_);
+  return finished_;
+}
+
 bool TokenStream::Append(std::string_view text, TokenId token, const LogprobView* logprobs) {
   MutexLock lock(&mutex_);
   if (finished_) {

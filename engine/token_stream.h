@@ -80,6 +80,9 @@ class TokenStream {
   // take, the listener will be told when there is.
   bool Take(OutputDelta* delta);
 
+  // Whether Take would return true.
+  bool ended();
+
   // Set once Take has returned true.
   const Completion& completion() const { return completion_; }
 

@@ -19,6 +19,8 @@ namespace {
 constexpr size_t kLongestRequestId = 256;  // bytes
 constexpr size_t kLongestSalt = 256;       // bytes
 constexpr int32_t kMostSamples = 64;
+// Log-probabilities in one answer, which keeps it near 100 MB.
+constexpr int64_t kMostLogprobs = 4'000'000;
 constexpr int32_t kMostPriority = 100;
 
 absl::Status NotServed(const char* field) {
@@ -63,6 +65,28 @@ absl::Status ResolveOutput(const v1::OutputParams& wire, GenerateCall* call) {
   call->request.num_prompt_logprobs = wire.prompt_logprobs() ? top : -1;
   call->request.skip_special_tokens = !wire.has_skip_special_tokens() || wire.skip_special_tokens();
   call->return_token_ids = !wire.has_return_token_ids() || wire.return_token_ids();
+  return absl::OkStatus();
+}
+
+// Once the lengths are known.
+absl::Status CheckLogprobs(const GenerateCall& call) {
+  const EngineRequest& request = call.request;
+  const int64_t top = request.sampling.num_logprobs;
+  if (const int64_t entries = (1 + top) * call.num_samples * request.max_new_tokens;
+      entries > kMostLogprobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("output.n is ", call.num_samples, ", output.top_logprobs ", top,
+                     " and max_new_tokens ", request.max_new_tokens, ", which makes up to ",
+                     entries, " log-probabilities; one answer has at most ", kMostLogprobs));
+  }
+  const int64_t prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (const int64_t entries = (1 + int64_t{request.num_prompt_logprobs}) * prompt_tokens;
+      entries > kMostLogprobs) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "output.prompt_logprobs with output.top_logprobs ", request.num_prompt_logprobs, " makes ",
+        entries, " log-probabilities for a prompt of ", prompt_tokens,
+        " tokens; one answer has at most ", kMostLogprobs));
+  }
   return absl::OkStatus();
 }
 
@@ -237,6 +261,7 @@ absl::StatusOr<GenerateCall> ResolveGenerateRequest(const v1::GenerateRequest& w
   RETURN_IF_ERROR(ResolvePrompt(wire, context, &call));
   RETURN_IF_ERROR(CheckLimits(wire, context.limits, request.prompt.size()));
   RETURN_IF_ERROR(ResolveLength(wire.stopping(), context, &request));
+  RETURN_IF_ERROR(CheckLogprobs(call));
   return call;
 }
 

@@ -39,7 +39,7 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
 
 void GenerateContext::OnCallEnding(grpc::CallbackServerContext* call, const absl::Status& status,
                                    CallRecord* record, std::optional<CallPermit>* permit) const {
-  load_reporter->OnCallEnding(call);
+  load_reporter->OnCallEnding(status.ok(), call);
   record->End(status);
   permit->reset();
 }

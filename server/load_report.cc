@@ -30,18 +30,19 @@ double EventRate::PerSecond(Clock::time_point now) const {
 
 xds::data::orca::v3::OrcaLoadReport MakeLoadReport(std::span<const WorkerLoad> workers,
                                                    int32_t max_running, double calls_per_second) {
-  double running = 0, waiting = 0, free_blocks = 0, blocks = 0;
+  double running = 0, waiting = 0, free_blocks = 0, blocks = 0, slots = 0;
   for (const WorkerLoad& worker : workers) {
+    if (worker.failed) continue;
+    slots += max_running;
     running += worker.requests_running;
     waiting += worker.requests_waiting;
     free_blocks += worker.kv_blocks_free;
     blocks += worker.kv_blocks_total;
   }
   const double cache = blocks == 0 ? 0 : 1 - free_blocks / blocks;
-  const double slots = static_cast<double>(workers.size()) * max_running;
   xds::data::orca::v3::OrcaLoadReport report;
   report.set_rps_fractional(calls_per_second);
-  report.set_application_utilization(std::max((running + waiting) / slots, cache));
+  report.set_application_utilization(slots == 0 ? 1 : std::max((running + waiting) / slots, cache));
   (*report.mutable_utilization())["kv_cache"] = cache;
   (*report.mutable_named_metrics())["kv_cache_usage_ratio"] = cache;
   (*report.mutable_named_metrics())["requests_running"] = running;
@@ -53,12 +54,14 @@ bool AsksForLoadReport(std::string_view value) {
   return absl::EqualsIgnoreCase(absl::string_view(value.data(), value.size()), "bin");
 }
 
-void LoadReporter::OnCallEnding(grpc::ServerContextBase* call) {
+void LoadReporter::OnCallEnding(bool served, grpc::ServerContextBase* call) {
   double per_second = 0;
   {
     const Clock::time_point now = Clock::now();
     MutexLock lock(&mutex_);
-    calls_.Add(now);
+    if (served) {
+      calls_.Add(now);
+    }
     per_second = calls_.PerSecond(now);
   }
   bool wanted = always_;

@@ -24,8 +24,8 @@ class EventRate {
   Clock::time_point last_;
 };
 
-// Sums over the workers; a utilization of 1 is max_running requests on each, or a full KV cache,
-// whichever is nearer, and what waits goes above it.
+// Sums over the workers that have not failed; a utilization of 1 is max_running requests on each,
+// or a full KV cache, whichever is nearer, and what waits goes above it.
 xds::data::orca::v3::OrcaLoadReport MakeLoadReport(std::span<const WorkerLoad> workers,
                                                    int32_t max_running, double calls_per_second);
 
@@ -40,8 +40,9 @@ class LoadReporter {
   // To every call if `always`, else where the client asks. `engine` must outlive it.
   LoadReporter(const Engine* engine, bool always) : engine_(engine), always_(always) {}
 
-  // To be called once for each request, before its call is finished.
-  void OnCallEnding(grpc::ServerContextBase* call);
+  // To be called once for each request, before its call is finished. What was refused or failed is
+  // no load: balancers would send more to who refuses fast.
+  void OnCallEnding(bool served, grpc::ServerContextBase* call);
 
  private:
   const Engine* const engine_;

@@ -72,6 +72,9 @@ bool SampleOutputs::TakePrompt(v1::PromptInfo* info) {
   if (!prompt_awaited_) {
     return true;
   }
+  if (mode_ == TokenStream::Mode::kEndOnly && !streams_[0]->ended()) {
+    return false;
+  }
   first_ended_ = streams_[0]->Take(&delta_);
   if (delta_.empty() && !first_ended_) {
     return false;
@@ -88,7 +91,8 @@ bool SampleOutputs::Take(google::protobuf::RepeatedPtrField<v1::Choice>* choices
     choices->Add();
   }
   for (size_t i = 0; i < samples_.size(); ++i) {
-    if (samples_[i].ended) {
+    // What a sample gathers for its end stays in the memory that was reserved for it.
+    if (samples_[i].ended || (mode_ == TokenStream::Mode::kEndOnly && !streams_[i]->ended())) {
       continue;
     }
     const bool held = i == 0 && std::exchange(holds_first_, false) &&

@@ -11,6 +11,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/status_macros.h"
 #include "engine/thread_name.h"
+#include "grpc/health/v1/health.pb.h"
 #include "server/backend_factory.h"
 #include "server/connection_options.h"
 #include "server/read_file.h"
@@ -121,6 +122,8 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   // Both are process-wide switches of gRPC; they act on servers built afterwards.
   grpc::EnableDefaultHealthCheckService(true);
   if (config_.server.reflection) {
+    // Reflection describes what is linked, and nothing else of ours uses the messages of health.
+    (void)grpc::health::v1::HealthCheckRequest::descriptor();
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   }
   grpc::ServerBuilder builder;

@@ -123,6 +123,7 @@ TEST_F(SamplesTest, APromptWithoutAFullBlockIsNotWaitedFor) {
 }
 
 TEST_F(SamplesTest, SamplesSurvivePreemptionAndTheEndOfTheOneTheyShareWith) {
+  uint64_t preemptions = 0;
   for (int seed = 0; seed < 12; ++seed) {
     std::mt19937 random(seed);
     fake_.num_blocks = 32;
@@ -152,8 +153,10 @@ TEST_F(SamplesTest, SamplesSurvivePreemptionAndTheEndOfTheOneTheyShareWith) {
       }
     }
     ExpectIdle();
+    preemptions += engine_->load()[0].preemptions;
     engine_.reset();
   }
+  EXPECT_GT(preemptions, 0u);
 }
 
 TEST_F(SamplesTest, AnAbortEndsEverySample) {
@@ -174,7 +177,8 @@ TEST_F(SamplesTest, ACallIsTakenWholeOrNotAtAll) {
   Start({.scheduler = {16, 64}, .admission = {.max_waiting_requests = 3}});
   backend_->HangAt(1);
   const auto first = Submit(Request(3, 5), 1);
-  while (engine_->load()[0].requests_running == 0) {
+  const Clock::time_point limit = Clock::now() + std::chrono::seconds(20);
+  while (engine_->load()[0].requests_waiting > 0 && Clock::now() < limit) {
   }
   const auto two = Submit(Request(10, 5), 2);
   std::vector<std::shared_ptr<TokenStream>> streams(
@@ -260,6 +264,20 @@ TEST_F(SamplesTest, LogprobsOfPromptAndOutputAreThoseOfTheirContexts) {
     }
   }
   EXPECT_GT(engine_->load()[0].preemptions, 0u);
+  ExpectIdle();
+}
+
+TEST_F(SamplesTest, AStepScoresNoMoreThanItsShare) {
+  fake_.num_blocks = 512;
+  fake_.max_step_tokens = 1024;
+  fake_.max_sequence_length = 1024;
+  Start({.scheduler = {8, 1024}, .admission = {}});
+  EngineRequest request = Request(700, 2);
+  request.num_prompt_logprobs = 0;
+  const auto stream = std::make_shared<TokenStream>(TokenStream::Mode::kEveryOutput);
+  ASSERT_TRUE(engine_->Submit(request, stream).ok());
+  EXPECT_EQ(TakeAll(*stream).prompt_logprobs.size(), 699);
+  EXPECT_EQ(backend_->stats().largest_step_tokens, 256);
   ExpectIdle();
 }
 

@@ -286,6 +286,22 @@ TEST(OutputTest, ALongPromptIsCutIfAskedFor) {
   EXPECT_EQ(Generate(*harness, fits).info().truncated_tokens(), 0);
 }
 
+TEST(OutputTest, AnAnswerHasNoMoreLogprobsThanItCanCarry) {
+  test::FakeBackendOptions fake;
+  fake.num_blocks = 2048;
+  fake.max_sequence_length = 8192;
+  const auto harness = Harness::Fake(fake);
+  v1::GenerateRequest request = test::Greedy("Once", 3000);
+  request.mutable_output()->set_n(64);
+  request.mutable_output()->set_top_logprobs(20);
+  v1::GenerateResponse response;
+  const grpc::Status status = harness->Generate(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr("output.n is 64, output.top_logprobs 20 and max_new_tokens 3000, which "
+                        "makes up to 4032000 log-probabilities; one answer has at most 4000000"));
+}
+
 TEST(OutputTest, HigherPriorityGoesFirst) {
   ServerConfig config = Harness::DefaultConfig();
   config.scheduler.max_running = 1;

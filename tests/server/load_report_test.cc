@@ -45,6 +45,15 @@ TEST(LoadReportTest, WhatWaitsGoesAboveOne) {
   EXPECT_EQ(MakeLoadReport(workers, 8, 0).application_utilization(), 1.5);
 }
 
+TEST(LoadReportTest, FailedWorkersHaveNoRoom) {
+  std::vector<WorkerLoad> workers(2);
+  workers[0].requests_running = 4;
+  workers[1].failed = true;
+  EXPECT_EQ(MakeLoadReport(workers, 8, 0).application_utilization(), 0.5);
+  workers[0].failed = true;
+  EXPECT_EQ(MakeLoadReport(workers, 8, 0).application_utilization(), 1);
+}
+
 TEST(LoadReportTest, OnlyTheBinaryFormatCanBeAskedFor) {
   EXPECT_TRUE(AsksForLoadReport("bin"));
   EXPECT_TRUE(AsksForLoadReport("BIN"));

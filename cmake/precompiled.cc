@@ -1,0 +1,1 @@
+// A file for targets that exist for their precompiled headers.
