@@ -45,6 +45,7 @@ absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
   record_.figures.request_id = request_id_;
   record_.figures.prompt_tokens = static_cast<int32_t>(resolved_.prompt_tokens);
   const Clock::time_point deadline = CallDeadline(*call_);
+  MutexLock lock(&mutex_);
   for (EngineRequest& request : resolved_.requests) {
     request.received = received;
     request.deadline = deadline;
@@ -115,7 +116,10 @@ void EmbedReactor::CancelInputs() {
 }
 
 void EmbedReactor::OnCancel() {
-  CancelInputs();
+  {
+    MutexLock lock(&mutex_);
+    CancelInputs();
+  }
   if (ClaimFinish()) {
     End(record_.CancellationStatus());
   }

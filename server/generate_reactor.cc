@@ -264,8 +264,11 @@ void GenerateUnaryReactor::OnOutput() {
 }
 
 void GenerateUnaryReactor::OnCancel() {
-  if (outputs_ != nullptr) {
-    outputs_->Cancel();
+  {
+    MutexLock lock(&mutex_);
+    if (outputs_ != nullptr) {
+      outputs_->Cancel();
+    }
   }
   if (const absl::Status status = record_.CancellationStatus(); ClaimFinish(status)) {
     Finish(ToGrpcStatus(status));
