@@ -15,13 +15,10 @@ endif()
 set(FERRITE_TEST_ROOT "${CMAKE_SOURCE_DIR}" CACHE STRING
     "Where tests look for fixtures; \".\" for tests that run in another copy of the tree")
 
-# Flags of tests. One is compiled more often than it runs long; what it tests keeps its own flags.
-# Some of what tests link asks for -pthread: all have it, so that they can share precompiled headers.
+# Flags of tests. Some of what tests link asks for -pthread: all have it, so that they can share
+# precompiled headers.
 add_library(ferrite_test_flags INTERFACE)
 target_compile_options(ferrite_test_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-pthread>)
-if(NOT FERRITE_SANITIZE)
-  target_compile_options(ferrite_test_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
-endif()
 
 # Builds the tests labelled `quick`: what the sanitizer builds of CI run.
 add_custom_target(quick_tests)

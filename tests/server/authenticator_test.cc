@@ -118,9 +118,8 @@ TEST_F(AuthenticatorTest, TheGeneralLimitIsForTokensWithoutTheirOwn) {
   EXPECT_TRUE(one.ok() && another.ok() && two.ok()) << "whoever calls, the token counts";
   EXPECT_EQ(admit("Bearer one").status().message(),
             "token 'a' has 2 requests in flight; its limit (max_requests) is 2");
-  EXPECT_EQ(admit("Bearer two").status(),
-            absl::ResourceExhaustedError("token 'b' has 1 requests in flight; its limit "
-                                         "(limits.max_requests_per_client) is 1"));
+  EXPECT_EQ(admit("Bearer two").status().message(),
+            "token 'b' has 1 requests in flight; its limit (limits.max_requests_per_client) is 1");
 }
 
 TEST_F(AuthenticatorTest, WithoutTokensEachClientHasTheGeneralLimit) {
@@ -131,9 +130,9 @@ TEST_F(AuthenticatorTest, WithoutTokensEachClientHasTheGeneralLimit) {
   };
   auto held = admit("client 10.0.0.1");
   ASSERT_TRUE(held.ok());
-  EXPECT_EQ(admit("client 10.0.0.1").status(),
-            absl::ResourceExhaustedError("client 10.0.0.1 has 1 requests in flight; its limit "
-                                         "(limits.max_requests_per_client) is 1"));
+  EXPECT_EQ(admit("client 10.0.0.1").status().message(),
+            "client 10.0.0.1 has 1 requests in flight; its limit "
+            "(limits.max_requests_per_client) is 1");
   EXPECT_TRUE(admit("client 10.0.0.1", CallCost::kShort).ok());
   EXPECT_TRUE(admit("client 10.0.0.2").ok());
   held->Release();

@@ -9,9 +9,9 @@ TEST(ClientCountsTest, RefusesAboveTheLimitAndNamesIt) {
   ClientCounts counts;
   EXPECT_TRUE(counts.Add("client a", 2, "the.limit").ok());
   EXPECT_TRUE(counts.Add("client a", 2, "the.limit").ok());
-  EXPECT_EQ(counts.Add("client a", 2, "the.limit"),
-            absl::ResourceExhaustedError(
-                "client a has 2 requests in flight; its limit (the.limit) is 2"));
+  const absl::Status refused = counts.Add("client a", 2, "the.limit");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.message(), "client a has 2 requests in flight; its limit (the.limit) is 2");
   EXPECT_TRUE(counts.Add("client b", 2, "the.limit").ok());
   counts.Remove("client a");
   EXPECT_TRUE(counts.Add("client a", 2, "the.limit").ok()) << "a refusal counts nothing";
