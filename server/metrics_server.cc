@@ -133,7 +133,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Create(
   } catch (const std::exception& error) {
     return absl::UnavailableError(absl::StrCat(
         "metrics.listen is '", address,
-        "'; the server cannot listen there: the address is in use or not one of this machine's"));
+        "'; the server cannot listen there: the address is in use or not one of this machine's (",
+        error.what(), ")"));
   }
   return made;
 }

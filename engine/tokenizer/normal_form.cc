@@ -182,10 +182,10 @@ char32_t LowerCase(char32_t c) {
     int32_t by;
   };
   constexpr Shift kNewerShifts[] = {{{0x1C89, 0x1C89}, 1},      {{0xA7CB, 0xA7CB}, 0x264 - 0xA7CB},
-                              {{0xA7CC, 0xA7CC}, 1},      {{0xA7CE, 0xA7CE}, 1},
-                              {{0xA7D2, 0xA7D2}, 1},      {{0xA7D4, 0xA7D4}, 1},
-                              {{0xA7DA, 0xA7DA}, 1},      {{0xA7DC, 0xA7DC}, 0x19B - 0xA7DC},
-                              {{0x10D50, 0x10D65}, 0x20}, {{0x16EA0, 0x16EB8}, 0x1B}};
+                                    {{0xA7CC, 0xA7CC}, 1},      {{0xA7CE, 0xA7CE}, 1},
+                                    {{0xA7D2, 0xA7D2}, 1},      {{0xA7D4, 0xA7D4}, 1},
+                                    {{0xA7DA, 0xA7DA}, 1},      {{0xA7DC, 0xA7DC}, 0x19B - 0xA7DC},
+                                    {{0x10D50, 0x10D65}, 0x20}, {{0x16EA0, 0x16EB8}, 0x1B}};
   for (const auto& [range, by] : kNewerShifts) {
     if (c >= range.first && c <= range.last) {
       return static_cast<char32_t>(static_cast<int32_t>(c) + by);

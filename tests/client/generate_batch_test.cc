@@ -55,6 +55,9 @@ class GenerateBatchTest : public testing::Test {
     };
   }
 
+  // What handlers see that outlive a test's body: the server's destructor waits for them.
+  std::atomic<int> started_ = 0;
+  std::atomic<bool> give_up_ = false;
   FakeServer server_;
 };
 
@@ -180,12 +183,11 @@ TEST_F(GenerateBatchTest, DrawsABarOnATerminalOnly) {
   EXPECT_EQ(Batch("{\"text\":\"x\"}", {"-q"}, true).err, "");
 }
 
-TEST_F(GenerateBatchTest, DISABLED_ControlCCancelsWhatIsInFlight) {
-  std::atomic<int> started = 0;
-  std::atomic<bool> give_up = false;
-  server_.inference.on_generate = [&](const v1::GenerateRequest& request, v1::GenerateResponse*) {
-    ++started;
-    for (int i = 0; request.text() == "slow" && i < 12000 && !give_up; ++i) usleep(5000);
+TEST_F(GenerateBatchTest, ControlCCancelsWhatIsInFlight) {
+  server_.inference.on_generate = [this](const v1::GenerateRequest& request,
+                                         v1::GenerateResponse*) {
+    ++started_;
+    for (int i = 0; request.text() == "slow" && i < 12000 && !give_up_; ++i) usleep(5000);
     return grpc::Status::OK;
   };
   const std::string path = testing::TempDir() + "/ferrite-slow-batch.jsonl";
@@ -193,11 +195,11 @@ TEST_F(GenerateBatchTest, DISABLED_ControlCCancelsWhatIsInFlight) {
   ClientProcess client(FERRITE_CLIENT, {"generate", "--quiet", "--concurrency", "2", "--batch",
                                         path, "--server", server_.address()});
   EXPECT_THAT(client.ReadSome(), StartsWith("{\"index\":0"));
-  for (int i = 0; i < 12000 && started < 3; ++i) usleep(5000);
+  for (int i = 0; i < 12000 && started_ < 3; ++i) usleep(5000);
   client.Interrupt();
   EXPECT_EQ(client.ReadAll(), "");
   EXPECT_EQ(client.Wait(), 11);
-  give_up = true;
+  give_up_ = true;
 }
 
 }  // namespace
