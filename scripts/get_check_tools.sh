@@ -4,11 +4,19 @@
 #   scripts/get_check_tools.sh
 #   build/tools/bin      prometheus and promtool, of the distribution's package
 #   build/tools/python   Python packages (for PYTHONPATH)
+#   build/tools/checkov  Checkov and what it needs (for PYTHONPATH; 200 MB)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools=$PWD/build/tools
-python_packages=(pyyaml)
+python_packages=(
+  pyyaml
+  # The schemas of Kubernetes, and models of the Prometheus operator's and KEDA's.
+  kubernetes-validate==1.37.0
+  cloudcoil-models-prometheus-operator==0.80.1.0 cloudcoil-models-keda==2.16.1.0
+)
+# Policies for manifests. Apart from the others, since what it needs clashes with what they need.
+checkov_package=checkov==3.3.30
 
 get_prometheus() {
   "$tools/bin/promtool" --version >/dev/null 2>&1 &&
@@ -22,16 +30,18 @@ get_prometheus() {
   cp "$scratch/tree/usr/bin/prometheus" "$scratch/tree/usr/bin/promtool" "$tools/bin/"
 }
 
-get_python_packages() {
-  local list="${python_packages[*]}"
-  [ "$(cat "$tools/python/.packages" 2>/dev/null)" = "$list" ] && return
-  rm -rf "$tools/python"
-  python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
-    --target "$tools/python" "${python_packages[@]}"
-  echo "$list" >"$tools/python/.packages"
+# get_packages FOLDER PACKAGE ...
+get_packages() {
+  local folder=$1 list="${*:2}"
+  [ "$(cat "$folder/.packages" 2>/dev/null)" = "$list" ] && return
+  rm -rf "$folder"
+  python3 -m pip install --quiet --no-compile --disable-pip-version-check \
+    --root-user-action=ignore --no-warn-conflicts --target "$folder" "${@:2}"
+  echo "$list" >"$folder/.packages"
 }
 
 get_prometheus
-get_python_packages
+get_packages "$tools/python" "${python_packages[@]}"
+get_packages "$tools/checkov" "$checkov_package"
 "$tools/bin/promtool" --version | head -n 1
-echo "Python packages in build/tools/python: ${python_packages[*]}"
+echo "Python packages: ${python_packages[*]} $checkov_package"

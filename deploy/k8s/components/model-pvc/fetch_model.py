@@ -59,14 +59,10 @@ def with_attempts(action):
 
 
 def wanted_files(siblings: list[dict]) -> list[dict]:
-    chosen = []
-    for file in siblings:
-        name = file["rfilename"]
-        if not any(fnmatch.fnmatchcase(name, p) and name.count("/") == p.count("/") for p in WANTED):
-            continue
-        if pathlib.PurePosixPath(name).is_absolute() or ".." in pathlib.PurePosixPath(name).parts:
-            raise Refused(f"a file of the model is called {name!r}")
-        chosen.append(file)
+    # A pattern's folders count: * does not reach into one, so that no name leads elsewhere.
+    chosen = [file for file in siblings if any(
+        fnmatch.fnmatchcase(file["rfilename"], pattern) and
+        file["rfilename"].count("/") == pattern.count("/") for pattern in WANTED)]
     if not any(file["rfilename"].endswith(".safetensors") for file in chosen):
         raise Refused("the model has no *.safetensors file")
     return chosen
