@@ -37,10 +37,12 @@ target_link_libraries(ferrite_text INTERFACE
   ${FERRITE_PCRE2_LIBRARY} ${FERRITE_UTF8PROC_LIBRARY})
 
 # The distribution's prometheus-cpp-config.cmake asks for CURL, which only pushing needs.
-find_path(FERRITE_PROMETHEUS_INCLUDE prometheus/exposer.h REQUIRED)
+find_path(FERRITE_PROMETHEUS_INCLUDE prometheus/text_serializer.h REQUIRED)
 find_library(FERRITE_PROMETHEUS_CORE prometheus-cpp-core REQUIRED)
-find_library(FERRITE_PROMETHEUS_PULL prometheus-cpp-pull REQUIRED)
 add_library(ferrite_prometheus INTERFACE)
 target_include_directories(ferrite_prometheus SYSTEM INTERFACE ${FERRITE_PROMETHEUS_INCLUDE})
-target_link_libraries(ferrite_prometheus INTERFACE
-  ${FERRITE_PROMETHEUS_PULL} ${FERRITE_PROMETHEUS_CORE})
+target_link_libraries(ferrite_prometheus INTERFACE ${FERRITE_PROMETHEUS_CORE})
+
+# Its headers depend on the flags that the library was built with.
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(FERRITE_HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)

@@ -1,6 +1,6 @@
 # Precompiled headers: reading other people's headers is most of what a build of ours costs. Every
-# file has all its includes itself all the same; FERRITE_PRECOMPILED_HEADERS=ON builds with them.
-option(FERRITE_PRECOMPILED_HEADERS "Read common headers once" OFF)
+# file has all its includes itself all the same: FERRITE_PRECOMPILED_HEADERS=OFF builds without.
+option(FERRITE_PRECOMPILED_HEADERS "Read common headers once" ON)
 
 set(FERRITE_PCH_CORE <algorithm> <functional> <memory> <optional> <string> <utility> <vector>
     <absl/status/statusor.h> <absl/strings/str_cat.h>)

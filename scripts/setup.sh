@@ -11,13 +11,13 @@ build_packages=(
   protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libgrpc++-dev libabsl-dev
   libdnnl-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev
   libpcre2-dev libutf8proc-dev libssl-dev
-  prometheus-cpp-dev
+  prometheus-cpp-dev libcpp-httplib-dev
 )
 # Matched by name, since the version suffix differs between the distributions.
 runtime_patterns=('^libgrpc\+\+[0-9.]+(t64)?$' '^libprotobuf[0-9]+(t64)?$' '^libdnnl[0-9.]+$'
                   '^libyaml-cpp[0-9.]+$' '^libgomp1$' '^libpcre2-8-0$' '^libutf8proc[0-9]+$'
                   '^libssl3(t64)?$' '^libprometheus-cpp-core[0-9.]+(t64)?$'
-                  '^libprometheus-cpp-pull[0-9.]+(t64)?$')
+                  '^libcpp-httplib[0-9.]+(t64)?$')
 
 missing() { # prints those of the named packages that are not installed
   local name

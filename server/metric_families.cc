@@ -19,8 +19,6 @@ prometheus::MetricType ToPrometheus(MetricType type) {
       return prometheus::MetricType::Gauge;
     case MetricType::kHistogram:
       return prometheus::MetricType::Histogram;
-    case MetricType::kSummary:
-      return prometheus::MetricType::Summary;
   }
   return prometheus::MetricType::Untyped;
 }
@@ -36,7 +34,7 @@ MetricFamilies::MetricFamilies() {
 prometheus::ClientMetric& MetricFamilies::NewMetric(
     std::string_view name, std::initializer_list<std::string_view> labels) {
   const Metric* const metric = FindMetric(name);
-  assert(metric != nullptr && !metric->of_library);
+  assert(metric != nullptr);
   const std::vector<std::string> names = absl::StrSplit(metric->labels, ", ", absl::SkipEmpty());
   assert(names.size() == labels.size());
   prometheus::ClientMetric& added =

@@ -76,25 +76,6 @@ constexpr Metric kMetrics[] = {
      "Length of the prompts counted by ferrite_prompt_tokens_total.", kTokenBounds},
     {"ferrite_request_generation_tokens", MetricType::kHistogram, "tokens", kWorker,
      "Tokens that a request, or one of its samples, had generated when it ended.", kTokenBounds},
-
-    {.name = "exposer_transferred_bytes_total",
-     .type = MetricType::kCounter,
-     .unit = "bytes",
-     .labels = "",
-     .help = "Sent to those who scrape.",
-     .of_library = true},
-    {.name = "exposer_scrapes_total",
-     .type = MetricType::kCounter,
-     .unit = "",
-     .labels = "",
-     .help = "Scrapes.",
-     .of_library = true},
-    {.name = "exposer_request_latencies",
-     .type = MetricType::kSummary,
-     .unit = "microseconds",
-     .labels = "",
-     .help = "What a scrape takes.",
-     .of_library = true},
 };
 
 const char* TypeName(MetricType type) {
@@ -105,8 +86,6 @@ const char* TypeName(MetricType type) {
       return "gauge";
     case MetricType::kHistogram:
       return "histogram";
-    case MetricType::kSummary:
-      return "summary";
   }
   return "";
 }
@@ -149,8 +128,7 @@ std::string MetricDocs() {
   std::string docs = kIntroduction;
   for (const Metric& metric : kMetrics) {
     absl::StrAppend(&docs, "| `", metric.name, "` | ", TypeName(metric.type), " | ", metric.unit,
-                    " | ", metric.labels, " | ", metric.help,
-                    metric.of_library ? " (prometheus-cpp's own)" : "", " |\n");
+                    " | ", metric.labels, " | ", metric.help, " |\n");
   }
   absl::StrAppend(&docs, "\n## Buckets\n\nUpper bounds; the last bucket is everything.\n\n");
   for (const Metric& metric : kMetrics) {

@@ -7,7 +7,7 @@
 
 namespace ferrite {
 
-enum class MetricType { kCounter, kGauge, kHistogram, kSummary };
+enum class MetricType { kCounter, kGauge, kHistogram };
 
 struct Metric {
   const char* name;
@@ -16,7 +16,6 @@ struct Metric {
   const char* labels;  // in the order in which they are written, separated by ", "
   const char* help;
   std::span<const double> bounds = {};  // of a histogram's buckets; the one to infinity is implied
-  bool of_library = false;              // comes from prometheus-cpp itself
 };
 
 // In the order in which they are exported.

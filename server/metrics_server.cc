@@ -1,10 +1,9 @@
 #include "server/metrics_server.h"
 
-#include <prometheus/collectable.h>
-#include <prometheus/exposer.h>
+#include <prometheus/text_serializer.h>
 
 #include <chrono>
-#include <exception>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -14,7 +13,8 @@
 namespace ferrite {
 namespace {
 
-class Collector final : public prometheus::Collectable {
+// Thread-safe.
+class Collector {
  public:
   explicit Collector(const MetricsSources& sources)
       : sources_(sources),
@@ -23,7 +23,7 @@ class Collector final : public prometheus::Collectable {
             std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch())
                 .count()) {}
 
-  std::vector<prometheus::MetricFamily> Collect() const override {
+  std::vector<prometheus::MetricFamily> Collect() const {
     MetricFamilies families;
     families.Add("ferrite_build_info", {FERRITE_VERSION, "g++ " __VERSION__}, 1);
     families.Add("ferrite_start_time_seconds", {}, start_seconds_);
@@ -123,22 +123,19 @@ class Collector final : public prometheus::Collectable {
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Create(
     const std::string& address, const MetricsSources& sources) {
-  std::unique_ptr<MetricsServer> made(new MetricsServer);
-  made->collector_ = std::make_shared<Collector>(sources);
-  try {
-    made->exposer_ = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);
-    made->exposer_->RegisterCollectable(made->collector_);
-    const std::vector<int> ports = made->exposer_->GetListeningPorts();
-    made->port_ = ports.empty() ? 0 : ports.front();
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat(
-        "metrics.listen is '", address,
-        "'; the server cannot listen there: the address is in use or not one of this machine's (",
-        error.what(), ")"));
+  const auto collector = std::make_shared<const Collector>(sources);
+  auto page =
+      TextPage::Serve(address, "/metrics", "text/plain; version=0.0.4; charset=utf-8", [collector] {
+        std::ostringstream text;
+        prometheus::TextSerializer().Serialize(text, collector->Collect());
+        return text.str();
+      });
+  if (!page.ok()) {
+    return absl::Status(page.status().code(), absl::StrCat("metrics.listen is '", address,
+                                                           "'; the server cannot listen there: ",
+                                                           std::string(page.status().message())));
   }
-  return made;
+  return std::unique_ptr<MetricsServer>(new MetricsServer(*std::move(page)));
 }
-
-MetricsServer::~MetricsServer() = default;
 
 }  // namespace ferrite

@@ -3,17 +3,14 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "server/call_log.h"
 #include "server/served_model.h"
+#include "server/text_page.h"
 #include "server/write_watch.h"
-
-namespace prometheus {
-class Exposer;
-class Collectable;
-}  // namespace prometheus
 
 namespace ferrite {
 
@@ -29,20 +26,17 @@ struct MetricsSources {
 // are asked for; nothing is done in between. Thread-safe.
 class MetricsServer {
  public:
-  // `address` is host:port, as metrics.listen. Unavailable, naming it, if the server cannot listen
-  // there. What `sources` point to must outlive it.
+  // `address` is metrics.listen. InvalidArgument or Unavailable, naming it, if the server cannot
+  // listen there. What `sources` point to must outlive it.
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Create(const std::string& address,
                                                                const MetricsSources& sources);
-  ~MetricsServer();
 
-  int port() const { return port_; }
+  int port() const { return page_->port(); }
 
  private:
-  MetricsServer() = default;
+  explicit MetricsServer(std::unique_ptr<TextPage> page) : page_(std::move(page)) {}
 
-  std::shared_ptr<prometheus::Collectable> collector_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
-  int port_ = 0;
+  std::unique_ptr<TextPage> page_;
 };
 
 }  // namespace ferrite

@@ -21,7 +21,7 @@ FOLDERS = set(ALLOWED) | {"tests", "benchmarks"}
 PROTO_USERS = {"server", "client"}
 PROTO = re.compile(r"^(ferrite/v1/|google/rpc/|grpc/health/)")
 REMOTE = re.compile(r"^(grpc|grpcpp|google/protobuf)/")
-METRICS = re.compile(r"^(prometheus|civetweb)/")  # the server's alone
+METRICS = re.compile(r"^(prometheus/|httplib\.h)")  # the server's alone
 CUDA = re.compile(r"^(cuda|cublas|nccl)")
 # The one file that knows the backends.
 EXCEPTIONS = {"server/backend_factory.cc": {"cpu", "cuda"}}

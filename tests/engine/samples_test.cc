@@ -6,52 +6,34 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
-#include "engine/engine.h"
-#include "tests/testing/fake_backend.h"
+#include "tests/engine/engine_fixture.h"
 #include "tests/testing/stream_reader.h"
 
 namespace ferrite {
 namespace {
 
-using test::FakeBackend;
-using test::FakeBackendOptions;
 using test::FakeLogprob;
 using test::FakeTop;
 using test::FakeVector;
 using test::StreamReader;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 
 constexpr int32_t kBlockSize = 4;
 
-class SamplesTest : public ::testing::Test {
+class SamplesTest : public test::EngineFixture {
  protected:
   void SetUp() override {
-    auto tokenizer = Tokenizer::Load(std::string(FERRITE_SOURCE_DIR) + "/models/stories260k");
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    tokenizer_ = *std::move(tokenizer);
+    EngineFixture::SetUp();
     fake_.block_size = kBlockSize;
   }
 
-  void Start(EngineOptions options = {.scheduler = {16, 64}, .admission = {}}) {
-    auto backend = std::make_unique<FakeBackend>(fake_);
-    backend_ = backend.get();
-    std::vector<std::unique_ptr<Backend>> backends;
-    backends.push_back(std::move(backend));
-    auto engine = Engine::Create(options, tokenizer_.get(), std::move(backends));
-    ASSERT_TRUE(engine.ok()) << engine.status();
-    engine_ = *std::move(engine);
-  }
-
   EngineRequest Request(int32_t prompt_tokens, int32_t max_new_tokens) {
-    EngineRequest request;
-    request.id = absl::StrCat("r", ++requests_);
+    std::vector<TokenId> prompt;
     for (int32_t i = 0; i < prompt_tokens; ++i) {
-      request.prompt.push_back(1 + (requests_ * 37 + i * 11) % 500);
+      prompt.push_back(1 + ((requests_ + 1) * 37 + i * 11) % 500);
     }
-    request.max_new_tokens = max_new_tokens;
-    return request;
+    return EngineFixture::Request(std::move(prompt), max_new_tokens);
   }
 
   std::vector<std::shared_ptr<StreamReader>> Submit(const EngineRequest& request, int32_t n) {
@@ -73,26 +55,6 @@ class SamplesTest : public ::testing::Test {
     }
     return {context.begin() + static_cast<int64_t>(request.prompt.size()), context.end()};
   }
-
-  void ExpectIdle() {
-    const Clock::time_point limit = Clock::now() + std::chrono::seconds(10);
-    WorkerLoad load;
-    do {
-      load = engine_->load()[0];
-    } while ((load.kv_blocks_free != load.kv_blocks_total || load.requests_running > 0) &&
-             Clock::now() < limit);
-    EXPECT_EQ(load.kv_blocks_free, load.kv_blocks_total);
-    EXPECT_EQ(load.requests_waiting, 0);
-    EXPECT_EQ(load.tokens_outstanding, 0);
-    EXPECT_EQ(engine_->num_in_flight(), 0);
-    EXPECT_THAT(backend_->stats().problems, IsEmpty());
-  }
-
-  FakeBackendOptions fake_;
-  std::unique_ptr<Tokenizer> tokenizer_;
-  FakeBackend* backend_ = nullptr;
-  std::unique_ptr<Engine> engine_;
-  int requests_ = 0;
 };
 
 TEST_F(SamplesTest, SamplesFitWhereOnlyASharedPromptDoes) {

@@ -6,12 +6,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <future>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "ferrite/v1/inference.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "tests/integration/harness.h"
 #include "tests/integration/process.h"
 
@@ -48,6 +50,45 @@ class RunningServer {
   std::unique_ptr<Process> process_;
   std::string address_;
   double ready_seconds_ = 0;
+};
+
+using HealthStatus = grpc::health::v1::HealthCheckResponse;
+
+// What a probe of `service` sees: the status's name, or "gone".
+std::string ProbeOnce(const std::string& address, const std::string& service) {
+  // A connection of its own, as a kubelet's.
+  grpc::ChannelArguments apart;
+  apart.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const auto health = grpc::health::v1::Health::NewStub(
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), apart));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+  grpc::health::v1::HealthCheckRequest request;
+  request.set_service(service);
+  HealthStatus response;
+  const grpc::Status status = health->Check(&context, request, &response);
+  return status.ok() ? HealthStatus::ServingStatus_Name(response.status()) : "gone";
+}
+
+// Probes one service until it is gone, and keeps what changed, and when.
+class Probe {
+ public:
+  Probe(std::string address, std::string service)
+      : seen_(std::async(std::launch::async, [address, service] {
+          std::vector<std::pair<std::string, SteadyClock::time_point>> seen;
+          while (seen.empty() || seen.back().first != "gone") {
+            const std::string now = ProbeOnce(address, service);
+            if (seen.empty() || seen.back().first != now)
+              seen.emplace_back(now, SteadyClock::now());
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+          }
+          return seen;
+        })) {}
+  // Waits until the service is gone.
+  std::vector<std::pair<std::string, SteadyClock::time_point>> Take() { return seen_.get(); }
+
+ private:
+  std::future<std::vector<std::pair<std::string, SteadyClock::time_point>>> seen_;
 };
 
 TEST(ProcessTest, IsReadyWithin300Milliseconds) {
@@ -101,6 +142,51 @@ TEST(ProcessTest, SigtermLetsTheStreamFinishAndExitsZero) {
   EXPECT_EQ(completion_tokens, 400);
   EXPECT_EQ(server.process().Wait(), 0);
   EXPECT_THAT(server.process().err(), HasSubstr("stopped cancelled=0"));
+}
+
+TEST(ProcessTest, ADrainUnderLoadLosesNothingAndTellsTheProbes) {
+  constexpr int kStreams = 32;
+  constexpr int32_t kTokens = 400;
+  RunningServer server("127.0.0.1:0", /*drain_grace_seconds=*/1);
+  const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+  std::atomic<int> started = 0;
+  const auto stream = [&](int32_t tokens) -> int32_t {
+    const auto stub = v1::Inference::NewStub(channel);
+    grpc::ClientContext context;
+    v1::GenerateRequest request = test::Greedy("Once", tokens);
+    request.mutable_stopping()->set_ignore_eos(true);
+    const auto reader = stub->GenerateStream(&context, request);
+    v1::GenerateStreamResponse message;
+    int32_t completion_tokens = 0;
+    for (bool first = true; reader->Read(&message); first = false) {
+      if (first) ++started;
+      completion_tokens = message.finished().usage().completion_tokens();
+    }
+    return reader->Finish().ok() ? completion_tokens : -1;
+  };
+  Probe liveness(server.address(), "");
+  Probe readiness(server.address(), "ferrite.v1.Inference");
+  std::vector<std::future<int32_t>> streams;
+  for (int i = 0; i < kStreams; ++i) {
+    streams.push_back(std::async(std::launch::async, stream, kTokens));
+  }
+  while (started < kStreams) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  server.process().Signal(SIGTERM);
+  ASSERT_TRUE(server.process().Logs(" draining "));
+  EXPECT_EQ(stream(1), 1) << "the grace window still accepts";
+  for (auto& running : streams) EXPECT_EQ(running.get(), kTokens);
+  const SteadyClock::time_point all_ended = SteadyClock::now();
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_THAT(server.process().err(), HasSubstr("stopped cancelled=0"));
+
+  const auto ready = readiness.Take();
+  ASSERT_EQ(ready.size(), 3u);
+  EXPECT_EQ(ready[0].first, "SERVING");
+  EXPECT_EQ(ready[1].first, "NOT_SERVING");
+  const auto alive = liveness.Take();
+  ASSERT_EQ(alive.size(), 2u) << "no probe may have a draining server killed";
+  EXPECT_EQ(alive[0].first, "SERVING");
+  EXPECT_GT(alive[1].second, all_ended);
 }
 
 TEST(ProcessTest, ASecondSigtermEndsTheDrainAtOnce) {

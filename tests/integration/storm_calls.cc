@@ -77,20 +77,20 @@ void Timers::After(double seconds, std::function<void()> run) {
   const auto time = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                        std::chrono::duration<double>(seconds));
   std::lock_guard lock(mutex_);
-  todo_.emplace(time, std::move(run));
+  timed_.emplace(time, std::move(run));
   changed_.notify_all();
 }
 
 void Timers::Run() {
   std::unique_lock lock(mutex_);
   while (!closed_) {
-    if (todo_.empty()) {
+    if (timed_.empty()) {
       changed_.wait(lock);
-    } else if (const Clock::time_point next = todo_.begin()->first; next > Clock::now()) {
+    } else if (const Clock::time_point next = timed_.begin()->first; next > Clock::now()) {
       changed_.wait_until(lock, next);
     } else {
-      const std::function<void()> run = std::move(todo_.begin()->second);
-      todo_.erase(todo_.begin());
+      const std::function<void()> run = std::move(timed_.begin()->second);
+      timed_.erase(timed_.begin());
       lock.unlock();
       run();
       lock.lock();

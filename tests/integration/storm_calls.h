@@ -35,7 +35,7 @@ class Timers {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::multimap<Clock::time_point, std::function<void()>> todo_;
+  std::multimap<Clock::time_point, std::function<void()>> timed_;
   bool closed_ = false;
   std::thread thread_;
 };

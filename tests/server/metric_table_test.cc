@@ -39,9 +39,6 @@ TEST(MetricTableTest, NamesFollowPrometheusConventions) {
     const std::string name = metric.name;
     EXPECT_TRUE(names.insert(name).second) << name << " is there twice";
     EXPECT_GT(std::string(metric.help).size(), 3u) << name;
-    if (metric.of_library) {
-      continue;
-    }
     EXPECT_THAT(name, MatchesRegex("ferrite_[a-z][a-z0-9_]*[a-z]"));
     if (metric.type == MetricType::kCounter) {
       EXPECT_THAT(name, EndsWith("_total"));
