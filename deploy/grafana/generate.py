@@ -22,7 +22,7 @@ from panels import GREEN, RED, YELLOW, Panel, Query, Row, dashboard  # noqa: E40
 SERIES = promql.table_series()
 # Label of a series, and the variable that selects its values.
 VARIABLES = {"namespace": "namespace", "model": "model", "instance": "instance", "worker": "worker"}
-WORKER = "instance, worker"
+WORKER, EACH_WORKER = "instance, worker", "{{instance}} {{worker}}"
 # The calls that make a model compute; the others are cheap.
 INFERENCE = 'rpc=~"Generate|GenerateStream|Embed"'
 SERVER_FAULT = 'code=~"INTERNAL|UNAVAILABLE|UNKNOWN|DATA_LOSS"'
@@ -180,7 +180,7 @@ def fleet() -> Row:
         lines("Heartbeat age", "Time since each worker's present step made progress; 0 while it is "
               "idle. The server calls a step stuck after server.stuck_step_seconds.", "s",
               Query(by(WORKER, select("ferrite_worker_heartbeat_age_seconds"), "max"),
-                    "{{instance}} {{worker}}"), steps=((30, RED),)),
+                    EACH_WORKER), steps=((30, RED),)),
         lines("Restarts", "Starts of each server within the last hour.", "short",
               Query(f"changes({select('ferrite_start_time_seconds')}[1h])", "{{instance}}"),
               steps=((2, RED),)),
@@ -230,26 +230,27 @@ def graph_share(labels: str = "") -> str:
 
 
 def worker_steps() -> Row:
-    step, batch, each = "ferrite_step_duration_seconds", "ferrite_step_tokens", "{{instance}} {{worker}}"
-    phases = tuple(Query(quantile(q, step, "phase"), f"{{{{phase}}}} p{q * 100:.0f}")
-                   for q in (0.5, 0.95, 0.99))
+    step, batch, each = "ferrite_step_duration_seconds", "ferrite_step_tokens", EACH_WORKER
     return Row("Steps", (
-        lines("Step time", "What a step keeps the device for: decode (one token a sequence), "
-              "prefill (prompts alone) or mixed.", "s", *phases),
+        lines("Step time", "What a step keeps the device for.", "s", *quantiles(step)),
+        lines("Step time by phase, p95", "decode (one token a sequence), prefill (prompts alone) or "
+              "mixed.", "s", Query(quantile(0.95, step, "phase"), "{{phase}}")),
         heatmap("Step time, spread", "Steps in each bucket.", step),
-        lines("Device busy", "Share of the time that steps kept each worker's device.",
-              "percentunit", Query(by(WORKER, rate(step + "_sum")), each)),
         lines("Batch size", "Tokens computed in a step.", "suffix: tok",
               Query(mean(batch), "mean"), *quantiles(batch)),
         heatmap("Batch size, spread", "Steps in each bucket of tokens.", batch, "short"),
+        lines("Device busy", "Share of the time that steps kept each worker's device.",
+              "percentunit", Query(by(WORKER, rate(step + "_sum")), each)),
         lines("Graph against eager steps", "Steps a second that replayed a CUDA graph, and those "
               "that launched their kernels one by one.", "ops",
-              Query(by("mode", rate("ferrite_steps_total")), "{{mode}}"), stack=True),
+              Query(by("mode", rate("ferrite_steps_total")), "{{mode}}"), stack=True, width=12),
+        lines("Graph steps by worker", "Share of each worker's steps that replayed a CUDA graph; 0 "
+              "on a CPU.", "percentunit", Query(graph_share(WORKER), each), maximum=1, width=12),
     ))
 
 
 def worker_memory() -> Row:
-    each = "{{instance}} {{worker}}"
+    each = EACH_WORKER
     usage = select("ferrite_kv_cache_usage_ratio")
     return Row("Memory", (
         lines("KV cache in use", "Share of each worker's KV blocks in use.", "percentunit",
@@ -273,7 +274,7 @@ def worker_memory() -> Row:
 
 
 def worker_requests() -> Row:
-    each = "{{instance}} {{worker}}"
+    each = EACH_WORKER
 
     def p95(metric: str) -> Query:
         return Query(quantile(0.95, metric, WORKER), each)
