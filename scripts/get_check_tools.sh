@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 tools=$PWD/build/tools
 python_packages=(
   pyyaml
+  # Grafana's own types of dashboards.
+  'grafana-foundation-sdk==1769699998!10.1.0'
   # The schemas of Kubernetes, and models of the Prometheus operator's and KEDA's.
   kubernetes-validate==1.37.0
   cloudcoil-models-prometheus-operator==0.80.1.0 cloudcoil-models-keda==2.16.1.0

@@ -358,7 +358,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the files")
     check = parser.parse_args().check
-    made = dashboards()
+    try:
+        made = dashboards()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     wrong = problems(made)
     for file, board in made.items():
         text = json.dumps(board, indent=2) + "\n"

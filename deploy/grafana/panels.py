@@ -79,7 +79,7 @@ def _options(panel: Panel) -> dict:
             "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "reverse": False},
             "rowsFrame": {"layout": "le"},
             "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
-            "tooltip": {"mode": "single", "yHistogram": True},
+            "tooltip": {"show": True, "yHistogram": True},
             "legend": {"show": True},
         }
     if panel.kind == "table":
@@ -129,7 +129,6 @@ def _variable(name: str, label: str, query: str) -> dict:
         "label": label,
         "type": "query",
         "datasource": DATASOURCE,
-        "definition": query,
         "query": {"query": query, "refId": "variable"},
         "refresh": 2,
         "sort": 1,
@@ -167,7 +166,6 @@ def dashboard(uid: str, title: str, description: str, variables: list[tuple[str,
               "query": "prometheus", "refresh": 1, "hide": 0, "current": {}, "options": []}
     return {
         "uid": uid,
-        "id": None,
         "title": title,
         "description": description,
         "tags": ["ferrite"],

@@ -108,7 +108,8 @@ def ask_panels(asker: Asker, file: str) -> None:
 def ask_variable(asker: Asker, file: str, variable: dict) -> None:
     if variable["type"] != "query":
         return
-    selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"]).groups()
+    selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)",
+                                   variable["query"]["query"]).groups()
     asker.asked += 1
     found = asker.prometheus.api(f"label/{label}/values",
                                  **{"match[]": substitute(selector, VALUES)})
@@ -219,8 +220,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that children are ended
     for name in ("prometheus", "promtool"):
         tool(name)  # or the test is skipped
-    with Lab(*sys.argv[1:]) as lab:
-        wrong = run(lab)
+    try:
+        with Lab(*sys.argv[1:]) as lab:
+            wrong = run(lab)
+    except LabError as error:
+        wrong = [str(error)]
     print("\n".join(dict.fromkeys(wrong)), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
 
