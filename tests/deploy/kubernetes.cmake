@@ -8,7 +8,10 @@ add_test(NAME kubernetes_config
 add_test(NAME kubernetes_probes
          COMMAND ${kubernetes_test} probes --server $<TARGET_FILE:ferrite-server>
                  --client $<TARGET_FILE:ferrite>)
+add_test(NAME kubernetes_scaling
+         COMMAND ${kubernetes_test} scaling --server $<TARGET_FILE:ferrite-server>
+                 --client $<TARGET_FILE:ferrite>)
 add_test(NAME fetch_model_test
          COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/fetch_model_test.py)
 set_tests_properties(kubernetes_policy kubernetes_schema kubernetes_checkov kubernetes_config
-  kubernetes_probes fetch_model_test PROPERTIES TIMEOUT 180 LABELS deploy SKIP_RETURN_CODE 77)
+  kubernetes_probes kubernetes_scaling fetch_model_test PROPERTIES TIMEOUT 180 LABELS deploy SKIP_RETURN_CODE 77)

@@ -7,6 +7,8 @@
     kubernetes_test.py config --server P   every mounted server.yaml, by P --check-config
     kubernetes_test.py probes --server P --client C
                                            the probes of a plain and a TLS overlay, run against P
+    kubernetes_test.py scaling --server P --client C
+                                           the autoscalers' queries, asked of a Prometheus
 
 Each also damages what it has rendered and fails if that is not noticed. Exits with 77, and a line
 that says why, where a tool is missing: kubectl, or what scripts/get_check_tools.sh gets.
@@ -181,15 +183,24 @@ def check_probes(server: str, client: str) -> list[str]:
     return problems
 
 
+def check_scaling(server: str, client: str) -> list[str]:
+    import kubernetes_scaling
+
+    need_built(server, "the server")
+    need_built(client, "the client")
+    return kubernetes_scaling.problems_of(server, client)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Checks the Kubernetes manifests")
-    parser.add_argument("check", choices=["policy", "schema", "checkov", "config", "probes"])
+    parser.add_argument("check", choices=["policy", "schema", "checkov", "config", "probes", "scaling"])
     parser.add_argument("--server", default="", help="the ferrite-server to run")
     parser.add_argument("--client", default="", help="the client, ferrite")
     given = parser.parse_args()
     checks = {"policy": check_policy, "schema": check_schema, "checkov": check_checkov,
               "config": lambda: check_config(given.server),
-              "probes": lambda: check_probes(given.server, given.client)}
+              "probes": lambda: check_probes(given.server, given.client),
+              "scaling": lambda: check_scaling(given.server, given.client)}
     problems = checks[given.check]()
     print("\n".join(problems) or "all well")
     return 1 if problems else 0
