@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from xml.etree import ElementTree
 
 from check_tools import ROOT, tool
 from monitoring_lab import Lab, LabError, wait_for, yaml
@@ -143,6 +144,21 @@ def ask_rules(asker: Asker) -> None:
             asker.ask(f"alert {name}", selector.text, instant=True)
 
 
+def draw(lab: Lab) -> list[str]:
+    """render.py draws every panel that it can, as the well-formed SVG that it should be."""
+    out = lab.folder / "panels.svg"
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "deploy/grafana/render.py"), f"--prometheus={lab.prometheus.url}",
+         "--minutes=1", "--rate-interval=10s", "--var=model=stories260k", f"--out={out}"],
+        text=True, capture_output=True, check=False)
+    if ran.returncode:
+        return [f"render.py: {ran.stderr}"]
+    svg = ElementTree.parse(out).getroot()
+    panels, paths = len(svg.findall("{*}g")), len(svg.findall(".//{*}path[@d]"))
+    print(f"render.py: {panels} panels, {paths} lines and shades")
+    return [] if panels >= 20 and paths >= panels else ["render.py drew too little"]
+
+
 def lint(text: str) -> list[str]:
     ran = subprocess.run([tool("promtool"), "check", "metrics"], input=text, text=True,
                          capture_output=True, check=False)
@@ -210,7 +226,7 @@ def run(lab: Lab) -> list[str]:
     ask_rules(asker)
     print(f"{asker.asked} queries in {time.time() - end:.1f} s; without a value, as they may be: "
           f"{', '.join(sorted(asker.empty & set(MAY_BE_EMPTY)))}")
-    return asker.wrong + lint(text) + compare_counters(lab, text)
+    return asker.wrong + draw(lab) + lint(text) + compare_counters(lab, text)
 
 
 def main() -> int:
