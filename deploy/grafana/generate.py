@@ -120,8 +120,9 @@ def traffic() -> Row:
         lines("Requests by status", "Calls that ended, by gRPC status. INVALID_ARGUMENT and "
               "CANCELLED are the clients' doing, RESOURCE_EXHAUSTED is overload.", "reqps",
               Query(by("code", rate(calls)), "{{code}}"), stack=True),
-        lines("Failed share", "Generate, GenerateStream and Embed calls that failed by the server's "
-              "fault. At 1.44 % a month's error budget of 0.1 % is gone in two days.", "percentunit",
+        lines("Failed share", "Generate, GenerateStream and Embed calls that failed by the "
+              "server's fault. At 1.44 % a month's error budget of 0.1 % is gone in two days.",
+              "percentunit",
               Query(failed_ratio(), "failed"), steps=((0.0144, RED),)),
         lines("Tokens in and out", "Prompt tokens that began to be computed, and tokens generated.",
               TOKENS_PER_SECOND, Query(by("", rate("ferrite_prompt_tokens_total")), "in"),
@@ -233,8 +234,8 @@ def worker_steps() -> Row:
     step, batch, each = "ferrite_step_duration_seconds", "ferrite_step_tokens", EACH_WORKER
     return Row("Steps", (
         lines("Step time", "What a step keeps the device for.", "s", *quantiles(step)),
-        lines("Step time by phase, p95", "decode (one token a sequence), prefill (prompts alone) or "
-              "mixed.", "s", Query(quantile(0.95, step, "phase"), "{{phase}}")),
+        lines("Step time by phase, p95", "decode (one token a sequence), prefill (prompts alone) "
+              "or mixed.", "s", Query(quantile(0.95, step, "phase"), "{{phase}}")),
         heatmap("Step time, spread", "Steps in each bucket.", step),
         lines("Batch size", "Tokens computed in a step.", "suffix: tok",
               Query(mean(batch), "mean"), *quantiles(batch)),
@@ -265,8 +266,8 @@ def worker_memory() -> Row:
               TOKENS_PER_SECOND,
               Query(by("", rate("ferrite_prefix_cache_queried_tokens_total")), "looked up"),
               Query(by("", rate("ferrite_prefix_cache_hit_tokens_total")), "found")),
-        lines("Prefix cache hit ratio", "By worker: requests go to the worker with the least to do, "
-              "not to the one that has their prefix.", "percentunit",
+        lines("Prefix cache hit ratio", "By worker: requests go to the worker with the least to "
+              "do, not to the one that has their prefix.", "percentunit",
               Query(hit_ratio(WORKER), each), maximum=1),
         lines("Preemptions", "Requests that gave up their blocks to older ones.", "ops",
               Query(by(WORKER, rate("ferrite_preemptions_total")), each)),

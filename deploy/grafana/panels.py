@@ -18,7 +18,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What generate.py says of a panel. `steps` are thresholds: a value and the colour from it on."""
+    """What generate.py says of a panel. `steps` are thresholds: a value, the colour from it on."""
 
     title: str
     description: str
@@ -142,7 +142,7 @@ def _variable(name: str, label: str, query: str) -> dict:
 
 
 def _layout(rows: tuple[Row, ...]) -> list[dict]:
-    """Rows from top to bottom, panels from left to right; those that do not fit begin a new line."""
+    """Rows from top to bottom, panels from left to right; one that does not fit begins a line."""
     made, y = [], 0
     for row in rows:
         number = len(made) + 1

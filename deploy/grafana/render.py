@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Draws panels of the dashboards from a Prometheus, without a Grafana.
 
-It asks what the panels ask (the queries are those of the dashboards' JSON), over a time and in steps
-that are given, and draws the answers.
+It asks what the panels ask (the queries are those of the dashboards' JSON), over a time and in
+steps that are given, and draws the answers.
 
     deploy/grafana/render.py --prometheus http://localhost:9090 --minutes 60 --out overview.svg \\
         --panel "Requests by status" --panel "Time to first token"
 
-Without --panel it draws all that are lines or heatmaps. --var model=NAME chooses, as the variables of
-the dashboard do; by default everything.
+Without --panel it draws all of the overview that are lines or heatmaps. --var model=NAME chooses,
+as the variables of the dashboard do; by default everything.
 """
 import argparse
 import json
@@ -117,7 +117,8 @@ def main() -> int:
     titles = given.panel or [panel["title"] for panel in panels(DASHBOARDS[0])]
     ask = asker(given.prometheus.rstrip("/"), begin, end, max(1, seconds / given.points))
     drawings = [drawing(find_panel(title), ask, begin, values) for title in titles]
-    title = f"Ferrite, {given.minutes:g} minutes until {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(end))}"
+    until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end))
+    title = f"Ferrite, {given.minutes:g} minutes until {until}"
     given.out.write_text(picture(drawings, seconds, (), title, "Panels: " + "; ".join(titles)),
                          encoding="utf-8")
     return 0

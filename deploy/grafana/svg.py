@@ -1,7 +1,7 @@
 """Draws panels as SVG with the standard library alone: lines and heatmaps, axes and legends.
 
-Values are drawn as they are: a straight line joins two neighbouring samples, and what is no number is
-a gap. A library of render.py.
+Values are drawn as they are: a straight line joins two neighbouring samples, and what is no number
+is a gap. A library of render.py.
 """
 import collections
 import dataclasses
@@ -151,7 +151,7 @@ def _lines(drawing: Drawing, seconds: float, marks: tuple[float, ...]) -> list[s
 
 
 def _heatmap(drawing: Drawing, seconds: float, marks: tuple[float, ...]) -> list[str]:
-    """A column for each sample, a row for each bucket, in twelve shades: darker where there is more."""
+    """A column for each sample, a row for each bucket, in SHADES: darker where there is more."""
     plot = Plot(seconds, 1)
     height = PLOT_HEIGHT / max(len(drawing.series), 1)
     top = max((v for series in drawing.series for _, v in series.points if v > 0), default=1)
@@ -165,8 +165,8 @@ def _heatmap(drawing: Drawing, seconds: float, marks: tuple[float, ...]) -> list
                 width = plot.x(after) - plot.x(at)
                 cells[math.ceil(SHADES * value / top)].append(
                     f"M{plot.x(at):.1f} {y:.1f}h{width:.1f}v{height:.1f}h{-width:.1f}z")
-    made += [f'<path d="{"".join(cells[shade])}" fill="#d9480f" fill-opacity="{shade / SHADES:.2f}"/>'
-             for shade in sorted(cells)]
+    made += [f'<path d="{"".join(cells[shade])}" fill="#d9480f" '
+             f'fill-opacity="{shade / SHADES:.2f}"/>' for shade in sorted(cells)]
     legend = _text(LEFT - 50, TOP + PLOT_HEIGHT + 34,
                    f"darkest: {format_value(top, 'short')} in one window; white: none", 9)
     return made + _time_axis(plot, marks) + [legend]

@@ -2,8 +2,8 @@
 """Checks that the dashboards are what Grafana takes, and that they are fit to be read.
 
 Grafana's own types (its Foundation SDK) read them and write them again: what is lost or changed on
-the way is no field of Grafana's. Beside that: no two panels overlap or share an id, every panel says
-what it shows in which unit, and all of them ask the data source that the variable names.
+the way is no field of Grafana's. Beside that: no two panels overlap or share an id, every panel
+says what it shows in which unit, and all of them ask the data source that the variable names.
 
     tests/deploy/monitoring_dashboards_test.py
 """

@@ -2,8 +2,8 @@
 """Makes the picture of docs/dashboard.md, and its table, from a real run.
 
 Starts a server on the embedded model and a Prometheus, runs the client in four phases of 30 s, asks
-Prometheus what the dashboards' panels ask, and writes docs/dashboard.svg and the figures between the
-marks of docs/dashboard.md. Both come from the same answers.
+Prometheus what the dashboards' panels ask, and writes docs/dashboard.svg and the figures between
+the marks of docs/dashboard.md. Both come from the same answers.
 
     tests/deploy/monitoring_picture.py build/cpu/server/ferrite-server build/cpu/client/ferrite
 """
@@ -75,7 +75,8 @@ def table(drawings: list[Drawing], bounds: list[float]) -> str:
             means = [mean(series, begin + RATE_SECONDS, end)
                      for begin, end in zip(bounds, bounds[1:])]
             top = max((v for _, v in series.points if not math.isnan(v)), default=math.nan)
-            cells = ["–" if math.isnan(value) else format_value(value, unit) for value in (*means, top)]
+            cells = ["–" if math.isnan(value) else format_value(value, unit)
+                     for value in (*means, top)]
             made.append(f"| {panel.title} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(made) + "\n"
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Checks deploy/prometheus and docs/runbook.md without a server.
 
-promtool checks the configurations and rules and runs their unit tests; every metric and label that a
-rule names is in docs/metrics.md; every alert has what it must have, a unit test in which it fires and
-one in which it does not, and its section of the runbook, which has no others.
+promtool checks the configurations and rules and runs their unit tests; every metric and label that
+a rule names is in docs/metrics.md; every alert has what it must have, a unit test in which it fires
+and one in which it does not, and its section of the runbook, which has no others.
 
     tests/deploy/monitoring_rules_test.py
 """
@@ -47,7 +47,7 @@ def check_configs() -> list[str]:
     for job in config["scrape_configs"]:
         for found in job.pop("kubernetes_sd_configs"):
             if set(found) - {"role", "selectors"} or found["role"] != "pod":
-                wrong.append(f"prometheus-kubernetes.yml: {found} is not role and selectors of pods")
+                wrong.append(f"prometheus-kubernetes.yml: {found} is no role and selectors of pods")
         job["static_configs"] = [{"targets": ["pod:9400"]}]
     config["rule_files"] = [str(FOLDER / file) for file in config["rule_files"]]
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as copy:
@@ -74,7 +74,8 @@ def check_alerts() -> list[str]:
         name, notes = rule["alert"], rule.get("annotations", {})
         if rule.get("labels", {}).get("severity") not in ("critical", "warning"):
             wrong.append(f"{name}: its severity is neither critical nor warning")
-        wrong += [f"{name} has no {key}" for key in ("summary", "description") if not notes.get(key)]
+        wrong += [f"{name} has no {key}" for key in ("summary", "description")
+                  if not notes.get(key)]
         if notes.get("runbook_url") != f"docs/runbook.md#{name.lower()}":
             wrong.append(f"{name}: runbook_url is {notes.get('runbook_url')}")
     return wrong
@@ -97,7 +98,8 @@ def check_runbook() -> list[str]:
                                re.MULTILINE | re.DOTALL))
     alerts = {rule["alert"] for rule in rules() if "alert" in rule}
     wrong = [f"docs/runbook.md has no section {name}" for name in sorted(alerts - set(sections))]
-    wrong += [f"docs/runbook.md: there is no alert {name}" for name in sorted(set(sections) - alerts)]
+    wrong += [f"docs/runbook.md: there is no alert {name}"
+              for name in sorted(set(sections) - alerts)]
     wrong += [f"docs/runbook.md, {name}: no {part}" for name, text in sections.items()
               for part in SECTION_PARTS if part not in text]
     dashboards = "".join((ROOT / "deploy/grafana" / file).read_text(encoding="utf-8")

@@ -63,7 +63,7 @@ def has_value(series: list[dict]) -> bool:
 
 
 class Asker:
-    """Asks and keeps what is wrong. `begin` and `end` are the times between which there was load."""
+    """Asks and keeps what is wrong. Between `begin` and `end` there was load."""
 
     def __init__(self, lab: Lab, begin: float, end: float):
         self.prometheus, self.begin, self.end = lab.prometheus, begin, end
@@ -148,8 +148,9 @@ def draw(lab: Lab) -> list[str]:
     """render.py draws every panel that it can, as the well-formed SVG that it should be."""
     out = lab.folder / "panels.svg"
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "deploy/grafana/render.py"), f"--prometheus={lab.prometheus.url}",
-         "--minutes=1", "--rate-interval=10s", "--var=model=stories260k", f"--out={out}"],
+        [sys.executable, str(ROOT / "deploy/grafana/render.py"),
+         f"--prometheus={lab.prometheus.url}", "--minutes=1", "--rate-interval=10s",
+         "--var=model=stories260k", f"--out={out}"],
         text=True, capture_output=True, check=False)
     if ran.returncode:
         return [f"render.py: {ran.stderr}"]
@@ -170,8 +171,8 @@ def lint(text: str) -> list[str]:
 def compare_counters(lab: Lab, text: str) -> list[str]:
     """The server counts each status as often as the client saw it.
 
-    A call that the client left (cancelled, or late) may have ended otherwise before the server knew,
-    or not have reached it: by so many calls the counts of its RPC may differ.
+    A call that the client left (cancelled, or late) may have ended otherwise before the server
+    knew, or not have reached it: by so many calls the counts of its RPC may differ.
     """
     gone = ("CANCELLED", "DEADLINE_EXCEEDED")
     seen = lab.load.seen
