@@ -93,8 +93,8 @@ ANY: list[Damage] = [
 CPU: list[Damage] = [
     ("too many threads", "backend.threads", lambda d: edit_config(d, "threads: 2", "threads: 8")),
     ("a thread for each core", "backend.threads", lambda d: edit_config(d, "threads: 2", "threads: 0")),
-    ("a needless GPU", "does not use",
-     lambda d: [server(d)["resources"][k].update({"nvidia.com/gpu": "1"}) for k in ("requests", "limits")]),
+    ("a needless GPU", "does not use", lambda d: [
+        server(d)["resources"][kind].update({"nvidia.com/gpu": "1"}) for kind in ("requests", "limits")]),
 ]
 GPU: list[Damage] = [
     ("no GPU", "nvidia.com/gpu is", lambda d: server(d)["resources"]["limits"].pop("nvidia.com/gpu")),

@@ -4,6 +4,7 @@ They hold what no schema can: that probes ask for names the server answers to, t
 covers the drain of the very config that is mounted, that selectors, ports and references meet, that a
 metric something scales on exists.
 """
+import functools
 import json
 import re
 
@@ -69,10 +70,12 @@ def cores(quantity: str) -> float:
     return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
+@functools.cache
 def known_metrics() -> set[str]:
     return set(re.findall(r"^\| `(ferrite_\w+)` \|", (ROOT / "docs/metrics.md").read_text(), re.M))
 
 
+@functools.cache
 def health_names() -> dict[str, str]:
     """The health services by role, as the server's source names them."""
     source = (ROOT / "server/server.cc").read_text()
@@ -245,13 +248,18 @@ def named_by(deployment: dict):
     yield "ServiceAccount", pod_of(deployment).get("serviceAccountName", "default"), False
 
 
+@functools.cache
+def documented_secrets() -> set[str]:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    return set(re.findall(r"create secret \w+ ([a-z0-9-]+)", text))
+
+
 def references(deployment: dict, documents: list[dict]):
-    commands = (ROOT / "docs/kubernetes.md").read_text()
     for kind, name, optional in named_by(deployment):
         if name in names(documents, kind):
             if kind == "ConfigMap" and not re.search(r"-[a-z0-9]{10}$", name):
                 yield f"ConfigMap {name} has no hash: a change of it would not roll out"
-        elif kind == "Secret" and re.search(rf"create secret \w+ {name}\b", commands):
+        elif kind == "Secret" and name in documented_secrets():
             pass  # not for a repository to hold; the page says how to make it
         elif not optional:
             yield f"there is no {kind} {name}"
@@ -332,6 +340,7 @@ def autoscaling(deployment: dict, documents: list[dict]):
             yield f"{label(scaler)} scales on CPU or memory, which say nothing of a GPU's load"
 
 
+@functools.cache
 def adapter_metrics() -> set[str]:
     values = load((K8S / "examples/prometheus-adapter-values.yaml").read_text())[0]
     return {rule["name"]["as"] for rule in values["rules"]["custom"]}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(TOOLS / "python"))
 yaml = import_yaml()
 
 
-class StrictLoader(yaml.SafeLoader):
+class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Refuses a mapping that has a key twice, which YAML forbids and PyYAML lets pass."""
 
     def construct_mapping(self, node, deep=False):
