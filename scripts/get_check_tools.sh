@@ -42,8 +42,9 @@ get_packages() {
   echo "$list" >"$folder/.packages"
 }
 
-get_prometheus
-get_packages "$tools/python" "${python_packages[@]}"
-get_packages "$tools/checkov" "$checkov_package"
+get_prometheus & jobs=($!)
+get_packages "$tools/python" "${python_packages[@]}" & jobs+=($!)
+get_packages "$tools/checkov" "$checkov_package" & jobs+=($!)
+for job in "${jobs[@]}"; do wait "$job"; done
 "$tools/bin/promtool" --version | head -n 1
 echo "Python packages: ${python_packages[*]} $checkov_package"
