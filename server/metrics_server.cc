@@ -1,5 +1,6 @@
 #include "server/metrics_server.h"
 
+#include <grpcpp/support/status.h>
 #include <prometheus/text_serializer.h>
 
 #include <chrono>
@@ -12,6 +13,13 @@
 
 namespace ferrite {
 namespace {
+
+// Statuses that alerts look for: a series that begins with its first call at 1 has no rate, so
+// these begin at 0. Others are not worth a series until they come.
+bool IsFault(size_t code) {
+  return code == grpc::StatusCode::UNKNOWN || code == grpc::StatusCode::INTERNAL ||
+         code == grpc::StatusCode::UNAVAILABLE || code == grpc::StatusCode::DATA_LOSS;
+}
 
 // Thread-safe.
 class Collector {
@@ -42,8 +50,7 @@ class Collector {
     for (size_t rpc = 0; rpc < kRpcNames.size(); ++rpc) {
       for (size_t code = 0; code < kCodeNames.size(); ++code) {
         const uint64_t calls = log.num_calls(static_cast<Rpc>(rpc), code);
-        // A status that has not come yet is not worth a series, but OK begins at 0.
-        if (calls > 0 || code == 0) {
+        if (calls > 0 || IsFault(code) || code == grpc::StatusCode::OK) {
           families->Add("ferrite_requests_total", {model_, kRpcNames[rpc], kCodeNames[code]},
                         static_cast<double>(calls));
         }

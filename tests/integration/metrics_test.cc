@@ -25,6 +25,7 @@ using test::FakeBackendOptions;
 using test::Greedy;
 using test::Harness;
 using test::TextMetrics;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -255,6 +256,13 @@ TEST(MetricsTest, ExportsTheTableAndNothingElse) {
     }
   }
   EXPECT_THAT(expected, IsEmpty()) << "not exported";
+  std::set<std::string> codes;
+  for (const auto& [text, value] : scrape.metrics().at("ferrite_requests_total").samples.at("")) {
+    const auto labels = test::ParseLabels(text);
+    if (labels.at("rpc") == "Embed") codes.insert(labels.at("code"));
+  }
+  EXPECT_THAT(codes, ElementsAre("DATA_LOSS", "INTERNAL", "OK", "UNAVAILABLE", "UNKNOWN"))
+      << "what alerts look for is there from the start";
   EXPECT_EQ(scrape("ferrite_worker_healthy"), 1);
   EXPECT_EQ(scrape("ferrite_model_info", {{"device", "cpu"}, {"compute_type", "fp32"}}), 1);
   EXPECT_EQ(scrape("ferrite_kv_cache_blocks"),
