@@ -216,6 +216,23 @@ absl::Status Engine::ValidateServed(const EngineRequest& request) const {
   return absl::OkStatus();
 }
 
+std::unique_ptr<Sequence> Engine::MakeSequence(EngineRequest request, PrefixId root,
+                                               std::shared_ptr<TokenStream> stream) const {
+  const bool keep = options_.prefix_caching && request.cache_prompt;
+  auto sequence =
+      std::make_unique<Sequence>(std::move(request), *tokenizer_, block_size_, std::move(stream));
+  sequence->scheduling.prefix_root = root;
+  sequence->scheduling.keep_prefix = keep;
+  return sequence;
+}
+
+PrefixId Engine::PrefixRootOf(const EngineRequest& request, size_t num_samples) {
+  if (options_.prefix_caching && request.cache_prompt) {
+    return prefix_roots_.Of(request.cache_salt);
+  }
+  return num_samples > 1 ? prefix_roots_.Fresh() : 0;  // samples share with each other
+}
+
 absl::Status Engine::Submit(EngineRequest request, std::shared_ptr<TokenStream> stream) {
   return Submit(std::move(request), std::vector{std::move(stream)});
 }
@@ -223,19 +240,13 @@ absl::Status Engine::Submit(EngineRequest request, std::shared_ptr<TokenStream> 
 absl::Status Engine::Submit(EngineRequest request,
                             std::vector<std::shared_ptr<TokenStream>> samples) {
   RETURN_IF_ERROR(Validate(request));
-  std::shared_ptr<SampleGroup> group;
-  if (samples.size() > 1) {
-    group = std::make_shared<SampleGroup>();
-    group->running.reserve(samples.size());
-  }
+  const PrefixId root = PrefixRootOf(request, samples.size());
   std::vector<std::unique_ptr<Sequence>> sequences;
   for (std::shared_ptr<TokenStream>& stream : samples) {
     EngineRequest sample = request;
     sample.sampling.sample_index = static_cast<uint32_t>(sequences.size());
     sample.num_prompt_logprobs = sequences.empty() ? request.num_prompt_logprobs : -1;
-    sequences.push_back(
-        std::make_unique<Sequence>(std::move(sample), *tokenizer_, block_size_, std::move(stream)));
-    sequences.back()->scheduling.group = group;
+    sequences.push_back(MakeSequence(std::move(sample), root, std::move(stream)));
   }
   return SubmitSequences(request.id, std::move(sequences));
 }
@@ -251,8 +262,8 @@ absl::Status Engine::SubmitAll(std::vector<EngineRequest> requests,
   }
   const std::string id = requests.front().id;
   for (size_t i = 0; i < requests.size(); ++i) {
-    sequences.push_back(std::make_unique<Sequence>(std::move(requests[i]), *tokenizer_, block_size_,
-                                                   std::move(streams[i])));
+    const PrefixId root = PrefixRootOf(requests[i], /*samples=*/1);
+    sequences.push_back(MakeSequence(std::move(requests[i]), root, std::move(streams[i])));
   }
   return SubmitSequences(id, std::move(sequences));
 }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/backend.h"
+#include "engine/prefix_roots.h"
 #include "engine/request.h"
 #include "engine/token_stream.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -21,6 +22,7 @@ struct EngineOptions {
   AdmissionLimits admission;
   double stuck_step_seconds = 60;  // without progress: a worker counts as stuck
   bool refuse_late = false;        // what cannot meet its deadline at the present rate
+  bool prefix_caching = true;      // blocks keep what requests that ended had in common with others
 };
 
 // Owns the workers, one per model replica. Thread-safe.
@@ -94,6 +96,10 @@ class Engine {
   absl::Status Validate(const EngineRequest& request) const;
   absl::Status ValidateLength(const EngineRequest& request) const;
   absl::Status ValidateServed(const EngineRequest& request) const;
+  // Who the sequences of a request share prefixes with.
+  PrefixId PrefixRootOf(const EngineRequest& request, size_t num_samples);
+  std::unique_ptr<Sequence> MakeSequence(EngineRequest request, PrefixId root,
+                                         std::shared_ptr<TokenStream> stream) const;
   absl::Status SubmitSequences(const std::string& id,
                                std::vector<std::unique_ptr<Sequence>> sequences);
   // Of the workers that can serve; Unavailable if there is none.
@@ -112,6 +118,7 @@ class Engine {
   bool adjusts_logits_ = true;
   bool scores_tokens_ = true;
   bool pools_ = true;
+  PrefixRoots prefix_roots_;
 
   struct InFlight {
     std::vector<std::shared_ptr<TokenStream>> streams;

@@ -25,7 +25,9 @@ struct EngineRequest {
   int32_t num_prompt_logprobs = -1;
   // Other than kNone: nothing is generated, and the outcome is the prompt's vector.
   Pooling pooling = Pooling::kNone;
-  int32_t priority = 0;  // higher first
+  bool cache_prompt = true;  // take what is in the prefix cache, and leave it what is computed
+  std::string cache_salt;    // only requests with the same one share
+  int32_t priority = 0;      // higher first
   Clock::time_point received = Clock::now();
   Clock::time_point deadline = Clock::time_point::max();
 };

@@ -27,6 +27,7 @@ Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Obser
   running_.reserve(options.max_running);
   leaving_.reserve(options.max_running);
   to_notify_.reserve(options.max_running);
+  shared_.reserve(backend.num_blocks);
   for (PlannedStep& step : planned_) {
     step.sequences.reserve(options.max_running);
     step.sampled.reserve(options.max_running);
@@ -186,9 +187,6 @@ void Scheduler::AfterOutput(Sequence* sequence, bool tell) {
 
 void Scheduler::LeaveRunning(Sequence* sequence, Phase phase) {
   running_.erase(std::find(running_.begin(), running_.end(), sequence));
-  if (const auto& group = sequence->scheduling.group; group != nullptr) {
-    group->running.erase(std::find(group->running.begin(), group->running.end(), sequence));
-  }
   sequence->scheduling.phase = phase;
   leaving_.push_back(sequence);
 }
@@ -217,8 +215,10 @@ void Scheduler::FreeLeaving() {
 
 void Scheduler::ReleaseMemory(Sequence* sequence) {
   SchedulingState& state = sequence->scheduling;
-  for (const BlockId block : state.blocks) {
-    blocks_.Release(block);
+  ShareBlocks(sequence);
+  // The last first: what begins a prompt is worth more than what ends it.
+  for (auto block = state.blocks.rbegin(); block != state.blocks.rend(); ++block) {
+    blocks_.Release(*block);
   }
   state.blocks.clear();
   free_slots_.push_back(std::exchange(state.slot, SeqSlot{}));
@@ -239,6 +239,7 @@ void Scheduler::EndAll(const absl::Status& status, Clock::time_point now) {
     End(running_.back(), status, FinishReason::kNone, now);
   }
   FreeLeaving();
+  blocks_.ForgetPrefixes();  // steps that did not end may not have computed them
   while (!waiting_.empty()) {
     End(*waiting_.begin(), status, FinishReason::kNone, now);
   }

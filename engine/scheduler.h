@@ -27,9 +27,10 @@ struct SchedulerOptions {
 // preempted: it gives up its blocks and is recomputed later, from its prompt and output so far. The
 // oldest can always take the blocks of all others, so some sequence always advances.
 //
-// Samples of one prompt share the blocks that the prompt fills: one of them computes the prompt,
-// the others join when it is in the KV cache and compute what is left of it (at most one block's
-// worth) into blocks of their own. Nobody ever writes into a shared block, so none is ever copied.
+// Sequences share the blocks that hold what their prompts have in common: one computes it, those
+// that come later (or wait while it is being computed) take references, and compute the rest into
+// blocks of their own. Only full blocks are shared, and nobody writes into one, so none is ever
+// copied. Blocks keep what they hold when nobody has them any more, until they are needed.
 //
 // Up to two planned steps may be outstanding. A sequence's blocks are freed, whatever ended or
 // preempted it, only once the last step that includes it has been completed. Plan and Complete
@@ -89,11 +90,10 @@ class Scheduler {
     std::vector<Sequence*> scored;   // by entry of Batch::scored
     std::vector<Sequence*> pooled;   // by entry of Batch::pooled_seqs
   };
-  // The prompt's blocks that a sequence can take over from a running sample of the same prompt.
-  struct SharedPrompt {
-    const Sequence* from = nullptr;
-    int32_t blocks = 0;
-    bool coming = false;  // none yet, but a sample that runs computes them
+  // What of a sequence need not be computed.
+  struct SharedPrefix {
+    int32_t free_blocks = 0;  // of shared_, how many nobody has
+    bool coming = false;      // the step being planned computes more of it
   };
 
   // Tokens a step of sequences that score their prompts: each costs a row of the model's largest
@@ -105,8 +105,8 @@ class Scheduler {
            Clock::time_point now);
   void PlanRunning(bool decodes);
   void Admit(Clock::time_point now);
-  void Start(Sequence* sequence, const SharedPrompt& shared, Clock::time_point now);
-  SharedPrompt FindSharedPrompt(const Sequence& sequence) const;
+  SharedPrefix FindSharedPrefix(const Sequence& sequence);
+  void Start(Sequence* sequence, Clock::time_point now);
   int64_t BlocksPromised() const;
   int32_t TokensToCompute(const Sequence& sequence) const;
   // Of those, what the step's budgets have room for.
@@ -114,6 +114,7 @@ class Scheduler {
   int32_t ReserveBlocks(Sequence* sequence, int32_t num_tokens);
   bool PreemptFor(const Sequence& sequence);
   void PlanTokens(Sequence* sequence, int32_t num_tokens);
+  void ShareBlocks(Sequence* sequence);
   absl::Status CheckResult(const StepResult& result, const PlannedStep& planned) const;
   void AfterOutput(Sequence* sequence, bool tell);
   void LeaveRunning(Sequence* sequence, Phase phase);
@@ -140,7 +141,8 @@ class Scheduler {
   uint64_t arrivals_ = 0;
   uint64_t num_preemptions_ = 0;
   std::vector<std::shared_ptr<TokenStream>> to_notify_;
-  std::vector<Sequence*> ended_;  // scratch
+  std::vector<Sequence*> ended_;           // scratch
+  std::vector<PrefixIndex::Node> shared_;  // scratch: the blocks that FindSharedPrefix found
 };
 
 }  // namespace ferrite

@@ -77,7 +77,7 @@ void Scheduler::Admit(Clock::time_point now) {
   for (auto next = waiting_.begin();
        next != waiting_.end() && budget_ > 0 && !free_slots_.empty();) {
     Sequence* const sequence = *next;
-    const SharedPrompt shared = FindSharedPrompt(*sequence);
+    const SharedPrefix shared = FindSharedPrefix(*sequence);
     if (shared.coming) {
       ++next;
       continue;
@@ -85,7 +85,8 @@ void Scheduler::Admit(Clock::time_point now) {
     if (TokensToPlan(*sequence) < 1) {
       return;  // the next step has room for scoring again
     }
-    int64_t needed = blocks_.BlocksFor(sequence->num_tokens()) - shared.blocks;
+    int64_t needed = blocks_.BlocksFor(sequence->num_tokens()) -
+                     static_cast<int64_t>(shared_.size()) + shared.free_blocks;
     if (!running_.empty()) {
       needed += BlocksPromised() + Headroom(blocks_);
     }
@@ -93,56 +94,63 @@ void Scheduler::Admit(Clock::time_point now) {
       return;
     }
     next = waiting_.erase(next);
-    Start(sequence, shared, now);
+    Start(sequence, now);
   }
 }
 
-Scheduler::SharedPrompt Scheduler::FindSharedPrompt(const Sequence& sequence) const {
-  SharedPrompt shared;
-  if (sequence.scheduling.group == nullptr || sequence.wants_prompt_logprobs()) {
+// Fills shared_ with the blocks that hold the sequence's beginning. Its last token is always
+// computed: its logits give the next one.
+Scheduler::SharedPrefix Scheduler::FindSharedPrefix(const Sequence& sequence) {
+  SharedPrefix shared;
+  shared_.clear();
+  if (!sequence.takes_prefixes()) {
     return shared;
   }
-  // The last token of the prompt is computed by each sample: its logits give the first token.
-  const int32_t blocks = (sequence.num_prompt_tokens() - 1) / blocks_.block_size();
-  for (const Sequence* other : sequence.scheduling.group->running) {
-    const SchedulingState& state = other->scheduling;
-    // What is planned in this very step cannot be read in it.
-    const int32_t computed =
-        state.last_planned_step == batch_->step ? state.num_computed_before : state.num_computed;
-    if (blocks > 0 && computed >= blocks * blocks_.block_size()) {
-      return {.from = other, .blocks = blocks};
+  const std::span<const TokenId> tokens = sequence.tokens();
+  const auto block_size = static_cast<size_t>(blocks_.block_size());
+  PrefixId prefix = sequence.scheduling.prefix_root;
+  for (size_t first = 0; first + block_size < tokens.size(); first += block_size) {
+    const auto node = blocks_.FindPrefix(prefix, tokens.subspan(first, block_size));
+    if (!node.has_value()) {
+      break;
     }
-    shared.coming = blocks > 0;
+    if (node->step == batch_->step) {  // cannot be read in the step that writes it
+      shared.coming = true;
+      break;
+    }
+    prefix = node->id;
+    shared.free_blocks += blocks_.is_referenced(node->block) ? 0 : 1;
+    shared_.push_back(*node);
   }
   return shared;
 }
 
-void Scheduler::Start(Sequence* sequence, const SharedPrompt& shared, Clock::time_point now) {
+// Starts it with the blocks in shared_.
+void Scheduler::Start(Sequence* sequence, Clock::time_point now) {
+  SchedulingState& state = sequence->scheduling;
+  state.num_indexed = static_cast<int32_t>(shared_.size());
+  state.num_computed = state.num_indexed * blocks_.block_size();
+  state.prefix = shared_.empty() ? state.prefix_root : shared_.back().id;
   if (!sequence->started()) {
-    sequence->MarkStarted(now);
+    sequence->MarkStarted(state.num_computed, now);
     observer_->OnLeftWaiting(*sequence);
   }
-  SchedulingState& state = sequence->scheduling;
   state.phase = Phase::kRunning;
   state.slot = free_slots_.back();
   free_slots_.pop_back();
   running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),
                   sequence);
-  if (state.group != nullptr) {
-    state.group->running.push_back(sequence);
-  }
   batch_->slot_assignments.push_back({.slot = state.slot,
                                       .params = &sequence->request().sampling,
                                       .tokens = sequence->tokens(),
                                       .num_prompt_tokens = sequence->num_prompt_tokens(),
                                       .pooling = sequence->request().pooling});
-  for (int32_t i = 0; i < shared.blocks; ++i) {
-    const BlockId block = shared.from->scheduling.blocks[i];
-    blocks_.AddReference(block);
-    batch_->block_table_changes.push_back({state.slot, i, block});
-    state.blocks.push_back(block);
+  for (const PrefixIndex::Node& node : shared_) {
+    blocks_.AddReference(node.block);
+    batch_->block_table_changes.push_back(
+        {state.slot, static_cast<int32_t>(state.blocks.size()), node.block});
+    state.blocks.push_back(node.block);
   }
-  state.num_computed = shared.blocks * blocks_.block_size();
   PlanTokens(sequence, ReserveBlocks(sequence, TokensToPlan(*sequence)));
 }
 
@@ -233,11 +241,29 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens) {
     planned.sampled.push_back(sequence);
   }
   planned.sequences.push_back(sequence);
-  state.num_computed_before = first;
   state.num_computed = first + num_tokens;
   state.last_planned_step = batch_->step;
   ++state.steps_outstanding;
   budget_ -= num_tokens;
+  ShareBlocks(sequence);
+}
+
+// Lets others find the blocks that are full, by the steps planned so far, of tokens that are known.
+// What the device samples is known once it is accepted: nothing after a sequence's end is shared.
+void Scheduler::ShareBlocks(Sequence* sequence) {
+  SchedulingState& state = sequence->scheduling;
+  if (state.prefix_root == 0) {
+    return;
+  }
+  const std::span<const TokenId> tokens = sequence->tokens();
+  const int32_t block_size = blocks_.block_size();
+  const int32_t full = std::min(state.num_computed, sequence->num_tokens()) / block_size;
+  for (; state.num_indexed < full; ++state.num_indexed) {
+    state.prefix = blocks_.AddPrefix(
+        state.blocks[state.num_indexed], state.prefix,
+        tokens.subspan(static_cast<size_t>(state.num_indexed) * block_size, block_size),
+        state.last_planned_step, state.keep_prefix);
+  }
 }
 
 }  // namespace ferrite

@@ -76,9 +76,10 @@ bool Sequence::EndWith(absl::Status status, FinishReason reason, Clock::time_poi
   return Finish(std::move(completion), now);
 }
 
-void Sequence::MarkStarted(Clock::time_point now) {
+void Sequence::MarkStarted(int32_t cached_tokens, Clock::time_point now) {
   if (!started()) {
     started_ = now;
+    cached_tokens_ = cached_tokens;
   }
 }
 
@@ -105,6 +106,7 @@ bool Sequence::Finish(Completion completion, Clock::time_point now,
     }
   }
   completion.prompt_tokens = num_prompt_tokens();
+  completion.cached_tokens = cached_tokens_;
   completion.completion_tokens = num_generated();
   completion.queue_seconds = SecondsBetween(request_.received, started() ? started_ : now);
   if (num_generated() > 0) {

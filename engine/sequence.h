@@ -9,20 +9,13 @@
 
 #include "engine/batch.h"
 #include "engine/clock.h"
+#include "engine/prefix_index.h"
 #include "engine/request.h"
 #include "engine/stop_strings.h"
 #include "engine/token_stream.h"
 #include "engine/tokenizer/incremental_decoder.h"
 
 namespace ferrite {
-
-class Sequence;
-
-// Samples of one prompt, which share the blocks that it fills. Only the scheduler reads and writes
-// it.
-struct SampleGroup {
-  std::vector<Sequence*> running;
-};
 
 // What a scheduler keeps of a sequence. Only the scheduler reads and writes it.
 struct SchedulingState {
@@ -41,8 +34,12 @@ struct SchedulingState {
   int32_t samples_in_flight = 0;  // of those, how many sample a token for it
   int32_t sample_row = -1;        // its row in the last launched step, while in flight
   uint64_t last_planned_step = 0;
-  int32_t num_computed_before = 0;     // num_computed before last_planned_step was planned
-  std::shared_ptr<SampleGroup> group;  // null: shares with none
+  // Sequences with the same root share the KV blocks of what they have in common; 0 shares with
+  // none. `keep_prefix`: also with those that come when this one is gone.
+  PrefixId prefix_root = 0;
+  bool keep_prefix = false;
+  PrefixId prefix = 0;      // of its first num_indexed blocks
+  int32_t num_indexed = 0;  // blocks that others can find, or whose like they can
 };
 
 // Thread-compatible; made where the request is submitted, then owned by a worker. All memory that
@@ -68,7 +65,8 @@ class Sequence {
   // Ends without a further token: for a status (CANCELLED, ...) or an abort. Same return value.
   bool EndWith(absl::Status status, FinishReason reason, Clock::time_point now);
 
-  void MarkStarted(Clock::time_point now);
+  // `cached_tokens` of the prompt need not be computed.
+  void MarkStarted(int32_t cached_tokens, Clock::time_point now);
 
   const EngineRequest& request() const { return request_; }
   const std::shared_ptr<TokenStream>& stream() const { return stream_; }
@@ -82,6 +80,12 @@ class Sequence {
     return request_.sampling.sample_index == 0 ? num_prompt_tokens() : 0;
   }
   int64_t max_tokens() const { return int64_t{num_waiting_tokens()} + request_.max_new_tokens; }
+  // Whether what others have computed of the same prompt can stand in for its own computing.
+  bool takes_prefixes() const {
+    return scheduling.prefix_root != 0 && !wants_prompt_logprobs() &&
+           request_.pooling != Pooling::kMean;
+  }
+  int32_t cached_tokens() const { return cached_tokens_; }
   bool pools() const { return request_.pooling != Pooling::kNone; }
   int32_t num_prompt_logprobs() const { return num_prompt_logprobs_; }
   // Whether some of the prompt's log-probabilities that are asked for have not come yet.
@@ -112,6 +116,7 @@ class Sequence {
   std::string text_;             // scratch: what of it is decided
   LogprobList prompt_logprobs_;  // until they are complete
   int32_t num_prompt_logprobs_ = 0;
+  int32_t cached_tokens_ = 0;
   bool finished_ = false;
   Clock::time_point started_;
   Clock::time_point first_token_;

@@ -43,6 +43,7 @@ struct Completion {
   TokenId stop_token = -1;  // what matched, if reason is kStop: a token, or else a string
   std::string stop_string;
   int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // of those, taken from the prefix cache
   int32_t completion_tokens = 0;
   double queue_seconds = 0;                // until the first step that included the request
   double time_to_first_token_seconds = 0;  // 0 if there was none

@@ -90,6 +90,10 @@ void WorkerStats::OnLeftWaiting(const Sequence& sequence) {
   if (sequence.started() && sequence.num_waiting_tokens() > 0) {
     prompt_tokens.Add(sequence.num_prompt_tokens());
     request_prompt_tokens.Observe(sequence.num_prompt_tokens());
+    if (sequence.takes_prefixes()) {
+      prefix_queried_tokens.Add(sequence.num_prompt_tokens());
+      prefix_hit_tokens.Add(sequence.cached_tokens());
+    }
   }
 }
 

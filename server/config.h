@@ -98,6 +98,7 @@ struct ServerConfig {
     int32_t block_size = 16;
     int32_t blocks = 0;
     int64_t memory_mb = 256;
+    bool prefix_caching = true;
     bool operator==(const KvCache&) const = default;
   } kv_cache;
 

@@ -272,6 +272,11 @@ constexpr ConfigKey kKeys[] = {
      .help = "MiB for the KV cache of a worker on the CPU. Not looked at if blocks is given.",
      .min = 1,
      .max = 1 << 24},
+    {.name = "kv_cache.prefix_caching",
+     .field = FIELD(kv_cache.prefix_caching),
+     .help =
+         "Whether free blocks keep what they hold until they are needed, so that a request whose "
+         "prompt begins like an earlier one's need not compute that again."},
 
     {.name = "defaults.temperature",
      .field = FIELD(defaults.temperature),

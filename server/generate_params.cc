@@ -33,9 +33,7 @@ absl::Status CheckServedFields(const v1::GenerateRequest& wire) {
   return absl::OkStatus();
 }
 
-// A prefix cache keeps nothing between requests in this build, so that there is nothing to leave
-// out or to keep apart.
-absl::Status CheckCacheFields(const v1::GenerateRequest& wire) {
+absl::Status ResolveCache(const v1::GenerateRequest& wire, EngineRequest* request) {
   if (wire.cache_salt().size() > kLongestSalt) {
     return OutOfRange("the length of cache_salt in bytes", wire.cache_salt().size(), "at most 256");
   }
@@ -43,6 +41,8 @@ absl::Status CheckCacheFields(const v1::GenerateRequest& wire) {
     return absl::InvalidArgumentError(
         "cache_salt is set; it applies to cached prompts, and cache_prompt is false");
   }
+  request->cache_prompt = !wire.has_cache_prompt() || wire.cache_prompt();
+  request->cache_salt = wire.cache_salt();
   return absl::OkStatus();
 }
 
@@ -250,9 +250,9 @@ absl::StatusOr<GenerateCall> ResolveGenerateRequest(const v1::GenerateRequest& w
                                                     const RequestContext& context) {
   RETURN_IF_ERROR(CheckModelName(wire.has_model(), wire.model(), *context.model));
   RETURN_IF_ERROR(CheckServedFields(wire));
-  RETURN_IF_ERROR(CheckCacheFields(wire));
   GenerateCall call;
   EngineRequest& request = call.request;
+  RETURN_IF_ERROR(ResolveCache(wire, &request));
   ASSIGN_OR_RETURN(request.id, ResolveRequestId(wire.has_request_id(), wire.request_id()));
   ASSIGN_OR_RETURN(request.priority, ResolvePriority(wire.priority()));
   RETURN_IF_ERROR(ResolveSampling(wire.sampling(), context, &request.sampling));

@@ -164,6 +164,7 @@ void SampleOutputs::FillUsage(v1::Usage* usage, v1::Timings* timings) const {
   }
   const int32_t prompt_tokens = streams_[0]->completion().prompt_tokens;
   usage->set_prompt_tokens(prompt_tokens);
+  usage->set_cached_tokens(streams_[0]->completion().cached_tokens);
   usage->set_completion_tokens(completion_tokens);
   usage->set_total_tokens(prompt_tokens + completion_tokens);
   timings->set_queue_seconds(queue);

@@ -28,12 +28,8 @@ VALUES = {"namespace": "default", "model": "stories260k", "worker": "0", "instan
           "__rate_interval": "10s"}
 # What has no value here. Whatever has one after all must leave this list.
 NO_GPU = "set aside on a GPU only"
-NO_PREFIX = "no prompt is looked up in a prefix cache, so the share is 0/0"
 MAY_BE_EMPTY = {
     "ferrite-worker.json: GPU memory by kind": NO_GPU,
-    "ferrite-overview.json: Prefix cache hit ratio": NO_PREFIX,
-    "ferrite-worker.json: Prefix cache hit ratio": NO_PREFIX,
-    "namespace_model:ferrite_prefix_cache_hit:ratio_rate5m": NO_PREFIX,
 }
 # What the load must have brought about before anything is asked, within two scrapes at least.
 CONDITIONS = {

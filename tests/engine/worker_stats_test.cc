@@ -149,7 +149,7 @@ TEST_F(WorkerStatsTest, TimesTheFirstTokenAndTheGapsBetweenTheRest) {
   const auto a = MakeSequence(5, 3);
   const auto b = MakeSequence(5, 100);
   for (Sequence* sequence : {a.get(), b.get()}) {
-    sequence->MarkStarted(At(0.25));
+    sequence->MarkStarted(0, At(0.25));
     stats_.OnLeftWaiting(*sequence);
     Token(sequence, 300, 0.75);
   }
@@ -175,7 +175,7 @@ TEST_F(WorkerStatsTest, TimesTheFirstTokenAndTheGapsBetweenTheRest) {
 TEST_F(WorkerStatsTest, CountsAPromptOnceForItsSamples) {
   for (const uint32_t sample : {0u, 1u, 2u}) {
     const auto sequence = MakeSequence(7, 3, sample);
-    sequence->MarkStarted(At(1));
+    sequence->MarkStarted(0, At(1));
     stats_.OnLeftWaiting(*sequence);
   }
   EXPECT_EQ(stats_.prompt_tokens.value(), 7u);
@@ -211,7 +211,7 @@ TEST_F(WorkerStatsTest, TellsTheEndsApart) {
 
 TEST_F(WorkerStatsTest, AValueFallsIntoTheRangeOfItsSize) {
   const auto sequence = MakeSequence(5, 100);
-  sequence->MarkStarted(At(0));
+  sequence->MarkStarted(0, At(0));
   stats_.OnLeftWaiting(*sequence);
   Token(sequence.get(), 300, 1);
   Token(sequence.get(), 300, 1.0033);  // a step of a fast GPU

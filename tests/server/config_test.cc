@@ -82,7 +82,7 @@ workers:
   - {devices: [0]}
 scheduler: {max_running: 8, max_step_tokens: 8, max_context: 100, max_waiting: 5,
             max_waiting_tokens: 1000000000000, refuse_late: true}
-kv_cache: {block_size: 32, blocks: 7, memory_mb: 9}
+kv_cache: {block_size: 32, blocks: 7, memory_mb: 9, prefix_caching: false}
 defaults: {temperature: 0, top_k: 40, top_p: 0.9, min_p: 0.05, max_new_tokens: 17}
 log: {format: json, level: debug}
 )");
@@ -97,7 +97,7 @@ log: {format: json, level: debug}
   expected.backend = {"cpu", "bf16", 3, 0.75};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
   expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true};
-  expected.kv_cache = {32, 7, 9};
+  expected.kv_cache = {32, 7, 9, false};
   expected.defaults = {0, 40, 0.9, 0.05, 17};
   expected.log = {"json", "debug"};
   EXPECT_EQ(*config, expected);
@@ -225,7 +225,9 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"scheduler.max_waiting_tokens", "1000000000000", "1000000000001"},
         BoundCase{"kv_cache.block_size", "1", "0"}, BoundCase{"kv_cache.block_size", "256", "257"},
         BoundCase{"kv_cache.blocks", "8388607", "8388608"},
-        BoundCase{"kv_cache.memory_mb", "1", "0"}, BoundCase{"defaults.temperature", "0", "-1"},
+        BoundCase{"kv_cache.memory_mb", "1", "0"},
+        BoundCase{"kv_cache.prefix_caching", "true", "1"},
+        BoundCase{"defaults.temperature", "0", "-1"},
         BoundCase{"defaults.temperature", "100", "100.1"},
         BoundCase{"defaults.top_k", "2147483647", "2147483648"},
         BoundCase{"defaults.top_p", "0.001", "0"}, BoundCase{"defaults.top_p", "1", "1.001"},

@@ -51,6 +51,7 @@ FakeBackend::FakeBackend(FakeBackendOptions options) : options_(std::move(option
   num_logprobs_.assign(options_.max_sequences, -1);
   poolings_.assign(options_.max_sequences, Pooling::kNone);
   shared_.assign(options_.num_blocks, false);
+  written_at_.assign(kv_.size(), 0);
   stats_.idle_seconds.reserve(1 << 16);
   device_ = std::thread([this] { RunDevice(); });
 }
@@ -301,14 +302,20 @@ void FakeBackend::CheckAndWrite(const Batch& batch, int32_t sequence) {
       Problem("a shared block is written");
     }
     kv_[slot] = InputToken(batch, sequence, token);
+    written_at_[slot] = batch.step;
   }
   if (!options_.check_kv) {
     return;
   }
   for (int32_t position = 0; position < batch.kv_lens[sequence]; ++position) {
     const int32_t block = table[position / options_.block_size];
-    if (block < 0 || kv_[block * options_.block_size + position % options_.block_size] < 0) {
+    const int32_t slot = block * options_.block_size + position % options_.block_size;
+    if (block < 0 || kv_[slot] < 0) {
       Problem("a position of the context was never written");
+      return;
+    }
+    if (position < batch.positions[first] && written_at_[slot] == batch.step) {
+      Problem("a sequence reads what the same step writes for another");
       return;
     }
   }

@@ -120,6 +120,7 @@ class FakeBackend final : public Backend {
   std::vector<int32_t> num_logprobs_;         // by slot
   std::vector<Pooling> poolings_;             // by slot
   std::vector<bool> shared_;                  // by block: two sequences have it, none may write
+  std::vector<uint64_t> written_at_;          // by slot of the KV pool: the step
   std::vector<TokenId> context_;              // scratch
   std::vector<TokenId> previous_tokens_;      // by sample row of the step before
   Clock::time_point device_free_;
