@@ -14,6 +14,7 @@ namespace ferrite {
 
 struct EngineRequest {
   std::string id;               // unique among the requests in flight
+  std::string client;           // whose it is: clients get equal shares of a worker
   std::vector<TokenId> prompt;  // at least one token
   SamplingParams sampling;      // its end_token_ids end the generation
   int32_t max_new_tokens = 0;   // at least 1; 0 with pooling

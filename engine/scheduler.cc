@@ -9,18 +9,12 @@
 
 namespace ferrite {
 
-bool Scheduler::RunsBefore::operator()(const Sequence* a, const Sequence* b) const {
-  if (a->request().priority != b->request().priority) {
-    return a->request().priority > b->request().priority;
-  }
-  return a->scheduling.arrival < b->scheduling.arrival;
-}
-
 Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer)
     : options_(options),
       hidden_size_(backend.hidden_size),
       observer_(observer),
-      blocks_(backend.num_blocks, backend.block_size) {
+      blocks_(backend.num_blocks, backend.block_size),
+      waiting_(options.aging_seconds) {
   for (int32_t i = options.max_running - 1; i >= 0; --i) {
     free_slots_.push_back(SeqSlot{i});
   }
@@ -37,10 +31,10 @@ Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Obser
 }
 
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
-  sequence->scheduling.arrival = arrivals_++;
   Sequence* const added = sequence.get();
   owned_.emplace(added, std::move(sequence));
-  waiting_.insert(added);
+  waiting_.Enter(added);
+  waiting_.Add(added);
 }
 
 void Scheduler::EndStopped(Clock::time_point now) {
@@ -54,7 +48,7 @@ void Scheduler::EndStopped(Clock::time_point now) {
   };
   std::for_each(running_.begin(), running_.end(), collect);
   std::for_each(leaving_.begin(), leaving_.end(), collect);
-  std::for_each(waiting_.begin(), waiting_.end(), collect);
+  waiting_.ForEach(collect);
   for (Sequence* sequence : ended_) {
     switch (sequence->stream()->stop_request()) {
       case TokenStream::StopRequest::kAbort:
@@ -84,8 +78,8 @@ void Scheduler::End(Sequence* sequence, const absl::Status& status, FinishReason
   }
   switch (sequence->scheduling.phase) {
     case Phase::kWaiting:
-      waiting_.erase(sequence);
-      owned_.erase(sequence);
+      waiting_.Remove(sequence);
+      Destroy(sequence);
       break;
     case Phase::kRunning:
       LeaveRunning(sequence, Phase::kFinished);
@@ -187,6 +181,7 @@ void Scheduler::AfterOutput(Sequence* sequence, bool tell) {
 
 void Scheduler::LeaveRunning(Sequence* sequence, Phase phase) {
   running_.erase(std::find(running_.begin(), running_.end(), sequence));
+  waiting_.OnStopped(sequence);
   sequence->scheduling.phase = phase;
   leaving_.push_back(sequence);
 }
@@ -204,13 +199,18 @@ void Scheduler::FreeLeaving() {
     Sequence* const sequence = *it;
     ReleaseMemory(sequence);
     if (sequence->scheduling.phase == Phase::kFinished) {
-      owned_.erase(sequence);
+      Destroy(sequence);
     } else {
       sequence->scheduling.phase = Phase::kWaiting;
-      waiting_.insert(sequence);
+      waiting_.Add(sequence);
     }
   }
   leaving_.erase(first_free, leaving_.end());
+}
+
+void Scheduler::Destroy(Sequence* sequence) {
+  waiting_.Forget(sequence);
+  owned_.erase(sequence);
 }
 
 void Scheduler::ReleaseMemory(Sequence* sequence) {
@@ -240,8 +240,10 @@ void Scheduler::EndAll(const absl::Status& status, Clock::time_point now) {
   }
   FreeLeaving();
   blocks_.ForgetPrefixes();  // steps that did not end may not have computed them
-  while (!waiting_.empty()) {
-    End(*waiting_.begin(), status, FinishReason::kNone, now);
+  ended_.clear();
+  waiting_.ForEach([this](Sequence* sequence) { ended_.push_back(sequence); });
+  for (Sequence* sequence : ended_) {
+    End(sequence, status, FinishReason::kNone, now);
   }
 }
 

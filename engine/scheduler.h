@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -14,18 +13,20 @@
 #include "engine/block_manager.h"
 #include "engine/clock.h"
 #include "engine/sequence.h"
+#include "engine/waiting_line.h"
 
 namespace ferrite {
 
 struct SchedulerOptions {
   int32_t max_running = 64;       // sequences; at most the backend's max_sequences
   int32_t max_step_tokens = 512;  // at least max_running; at most the backend's
+  double aging_seconds = 30;      // what a level of priority is worth in waiting; above 0
 };
 
-// One token budget a step, shared by decodes (first) and prefill chunks. First come, first served
-// inside a priority, higher priorities first. When blocks run out the youngest running sequence is
+// One token budget a step, shared by decodes (first) and prefill chunks. Who starts next is the
+// waiting line's to say. When blocks run out the running sequence whose turn is the latest is
 // preempted: it gives up its blocks and is recomputed later, from its prompt and output so far. The
-// oldest can always take the blocks of all others, so some sequence always advances.
+// first can always take the blocks of all others, so some sequence always advances.
 //
 // Sequences share the blocks that hold what their prompts have in common: one computes it, those
 // that come later (or wait while it is being computed) take references, and compute the rest into
@@ -73,16 +74,13 @@ class Scheduler {
   bool has_work() const { return !owned_.empty(); }
   int32_t steps_outstanding() const { return steps_outstanding_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
-  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t num_waiting() const { return waiting_.size(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
   uint64_t num_steps() const { return last_step_; }
   const BlockManager& blocks() const { return blocks_; }
 
  private:
   using Phase = SchedulingState::Phase;
-  struct RunsBefore {
-    bool operator()(const Sequence* a, const Sequence* b) const;
-  };
   struct PlannedStep {
     uint64_t step = 0;
     std::vector<Sequence*> sequences;
@@ -119,6 +117,7 @@ class Scheduler {
   void AfterOutput(Sequence* sequence, bool tell);
   void LeaveRunning(Sequence* sequence, Phase phase);
   void FreeLeaving();
+  void Destroy(Sequence* sequence);
   void ReleaseMemory(Sequence* sequence);
 
   const SchedulerOptions options_;
@@ -128,7 +127,7 @@ class Scheduler {
   std::vector<SeqSlot> free_slots_;
 
   std::unordered_map<const Sequence*, std::unique_ptr<Sequence>> owned_;
-  std::set<Sequence*, RunsBefore> waiting_;
+  WaitingLine waiting_;
   std::vector<Sequence*> running_;  // by RunsBefore
   std::vector<Sequence*> leaving_;  // kPreempting or kFinished, with steps outstanding
 
@@ -138,7 +137,6 @@ class Scheduler {
   int32_t scoring_budget_ = 0;          // likewise, of sequences that score their prompts
   uint64_t last_step_ = 0;
   int32_t steps_outstanding_ = 0;
-  uint64_t arrivals_ = 0;
   uint64_t num_preemptions_ = 0;
   std::vector<std::shared_ptr<TokenStream>> to_notify_;
   std::vector<Sequence*> ended_;           // scratch

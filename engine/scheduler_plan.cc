@@ -74,12 +74,14 @@ void Scheduler::PlanRunning(bool decodes) {
 }
 
 void Scheduler::Admit(Clock::time_point now) {
-  for (auto next = waiting_.begin();
-       next != waiting_.end() && budget_ > 0 && !free_slots_.empty();) {
-    Sequence* const sequence = *next;
+  while (budget_ > 0 && !free_slots_.empty()) {
+    Sequence* const sequence = waiting_.Next(now, batch_->step);
+    if (sequence == nullptr) {
+      return;
+    }
     const SharedPrefix shared = FindSharedPrefix(*sequence);
     if (shared.coming) {
-      ++next;
+      waiting_.PassOver(sequence, batch_->step);
       continue;
     }
     if (TokensToPlan(*sequence) < 1) {
@@ -93,7 +95,7 @@ void Scheduler::Admit(Clock::time_point now) {
     if (needed > blocks_.num_free()) {
       return;
     }
-    next = waiting_.erase(next);
+    waiting_.Remove(sequence);
     Start(sequence, now);
   }
 }
@@ -136,6 +138,7 @@ void Scheduler::Start(Sequence* sequence, Clock::time_point now) {
     observer_->OnLeftWaiting(*sequence);
   }
   state.phase = Phase::kRunning;
+  waiting_.OnStarted(sequence);
   state.slot = free_slots_.back();
   free_slots_.pop_back();
   running_.insert(std::upper_bound(running_.begin(), running_.end(), sequence, RunsBefore()),

@@ -14,6 +14,7 @@
 #include "engine/stop_strings.h"
 #include "engine/token_stream.h"
 #include "engine/tokenizer/incremental_decoder.h"
+#include "engine/waiting_line.h"
 
 namespace ferrite {
 
@@ -26,7 +27,7 @@ struct SchedulingState {
     kFinished,    // is freed once its last launched step has been waited for
   };
   Phase phase = Phase::kWaiting;
-  uint64_t arrival = 0;           // order of arrival at the scheduler
+  PlaceInLine place;
   SeqSlot slot;                   // while it holds one
   std::vector<BlockId> blocks;    // its block table
   int32_t num_computed = 0;       // tokens whose KV is written by steps launched so far

@@ -53,10 +53,9 @@ void CallLog::Write(const CallRecord& record, const char* code) const {
     return;
   }
   const CallFigures& figures = record.figures;
-  const std::string client = record.client_.empty() ? ClientName(*record.call_) : record.client_;
   std::vector<LogField> fields = {{"rpc", kRpcNames[static_cast<size_t>(record.rpc_)]},
                                   {"status", code},
-                                  {"client", client},
+                                  {"client", record.client()},
                                   {"model", model_}};
   if (!figures.request_id.empty()) fields.push_back({"request_id", figures.request_id});
   if (!record.trace_id_.empty()) fields.push_back({"trace_id", record.trace_id_});
@@ -87,6 +86,8 @@ CallRecord::CallRecord(CallLog* log, Rpc rpc, grpc::CallbackServerContext* call)
     call->AddInitialMetadata(kTraceparent, std::string(header));
   }
 }
+
+std::string CallRecord::client() const { return client_.empty() ? ClientName(*call_) : client_; }
 
 void CallRecord::End(const absl::Status& status) {
   log_->Count(rpc_, status);

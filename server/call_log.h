@@ -91,6 +91,9 @@ class CallRecord {
   // Who calls, by the token that the permit is for.
   void set_permit(const CallPermit& permit) { client_ = permit.token_name(); }
 
+  // Whose call it is: the name of its token, or else who called.
+  std::string client() const;
+
   // Counts the call, and writes its line: to be called once, before the call is finished, so that
   // the client finds it counted.
   void End(const absl::Status& status);

@@ -91,6 +91,7 @@ struct ServerConfig {
     int32_t max_waiting = 256;
     int64_t max_waiting_tokens = 1'000'000;
     bool refuse_late = false;
+    double aging_seconds = 30;
     bool operator==(const Scheduler&) const = default;
   } scheduler;
 

@@ -255,6 +255,13 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(scheduler.refuse_late),
      .help = "Whether a request that cannot meet its deadline at the present rate is refused at "
              "once, with RESOURCE_EXHAUSTED, rather than cancelled when the deadline comes."},
+    {.name = "scheduler.aging_seconds",
+     .field = FIELD(scheduler.aging_seconds),
+     .help =
+         "What a level of a request's priority is worth in waiting: a request that has waited so "
+         "long goes before those that come with a priority one higher.",
+     .min = 0.1,
+     .max = 86400},
 
     {.name = "kv_cache.block_size",
      .field = FIELD(kv_cache.block_size),

@@ -47,6 +47,7 @@ absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
   const Clock::time_point deadline = CallDeadline(*call_);
   MutexLock lock(&mutex_);
   for (EngineRequest& request : resolved_.requests) {
+    request.client = record_.client();
     request.received = received;
     request.deadline = deadline;
     streams_.push_back(std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly));

@@ -14,21 +14,22 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
                            const grpc::ByteBuffer& bytes, TokenStream::Mode mode,
                            const std::weak_ptr<TokenStream::Listener>& listener,
                            std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info,
-                           CallFigures* figures) {
+                           CallRecord* record) {
   const Clock::time_point received = Clock::now();
   RETURN_IF_ERROR(context.engine->CheckRoom());
   v1::GenerateRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
   ASSIGN_OR_RETURN(GenerateCall resolved, ResolveGenerateRequest(wire, context.request));
   EngineRequest& request = resolved.request;
+  request.client = record->client();
   request.received = received;
   request.deadline = CallDeadline(call);
   info->set_request_id(request.id);
   info->set_model(context.request.model->name);
   info->set_prompt_tokens(static_cast<int32_t>(request.prompt.size()));
   info->set_truncated_tokens(resolved.truncated_tokens);
-  figures->request_id = request.id;
-  figures->prompt_tokens = info->prompt_tokens();
+  record->figures.request_id = request.id;
+  record->figures.prompt_tokens = info->prompt_tokens();
   *info->mutable_used() = UsedParams(request);
   *outputs = std::make_unique<SampleOutputs>(context.request.model->tokenizer.get(), resolved, mode,
                                              listener);
@@ -74,7 +75,7 @@ absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
   MutexLock lock(&mutex_);
   record_.set_permit(*permit_);
   RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_,
-                                &outputs_, &info_, &record_.figures));
+                                &outputs_, &info_, &record_));
   writes_ = context_.WatchWrites(call_, info_.request_id());
   return absl::OkStatus();
 }
@@ -216,7 +217,7 @@ absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
   MutexLock lock(&mutex_);
   record_.set_permit(*permit_);
   return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEndOnly, self_, &outputs_,
-                       message_.mutable_info(), &record_.figures);
+                       message_.mutable_info(), &record_);
 }
 
 bool GenerateUnaryReactor::ClaimFinish(const absl::Status& status) {

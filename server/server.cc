@@ -33,6 +33,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.stuck_step_seconds = config.server.stuck_step_seconds;
   options.refuse_late = config.scheduler.refuse_late;
   options.prefix_caching = config.kv_cache.prefix_caching;
+  options.scheduler.aging_seconds = scheduler.aging_seconds;
   options.scheduler.max_running = scheduler.max_running;
   options.scheduler.max_step_tokens = scheduler.max_step_tokens;
   options.admission.max_waiting_requests = scheduler.max_waiting;

@@ -32,8 +32,11 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
   }
 
   std::shared_ptr<StreamReader> Add(int32_t prompt_tokens, int32_t max_new_tokens,
-                                    int32_t priority = 0) {
+                                    int32_t priority = 0, const std::string& client = "",
+                                    double waited_seconds = 0) {
     EngineRequest request;
+    request.client = client;
+    request.received = now_ - std::chrono::milliseconds(static_cast<int64_t>(1e3 * waited_seconds));
     request.prompt.assign(prompt_tokens, 300);
     request.max_new_tokens = max_new_tokens;
     request.priority = priority;
@@ -242,6 +245,51 @@ TEST_F(SchedulerTest, RefusesAResultOfAnotherStep) {
   result.row_offsets = {0, 1};
   result.token_ids = {5};
   EXPECT_EQ(scheduler_->Complete(result, now_).code(), absl::StatusCode::kInternal);
+}
+
+// Who runs is told apart by how long their prompts are.
+TEST_F(SchedulerTest, ClientsTakeTurns) {
+  Start(64, 4, /*max_running=*/4, 64);
+  for (int i = 0; i < 6; ++i) {
+    Add(2, 1, 0, "many");
+  }
+  Add(3, 1, 0, "few");
+  Add(5, 1, 0, "few");
+  Add(7, 1, 0, "one");
+  // Whoever has the fewest running, and of those the first to come.
+  EXPECT_THAT(Plan(), ElementsAre(2, 3, 7, 2));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(2, 5, 2, 2)) << "those that remain";
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(2));
+  Complete();
+  EXPECT_EQ(finished_, 9);
+}
+
+TEST_F(SchedulerTest, PriorityIsWorthSomeWaiting) {
+  Start(64, 4, /*max_running=*/1, 64);
+  Add(2, 1, 1, "a");        // one level: 30 s
+  Add(3, 1, 0, "b", 29);    // has waited for less than that
+  Add(4, 1, 0, "c", 31);    // and for more
+  Add(5, 1, -1, "d", 100);  // at least three levels
+  Add(6, 1, -1, "e");
+  for (const int32_t expected : {5, 4, 2, 3, 6}) {
+    EXPECT_THAT(Plan(), ElementsAre(expected));
+    Complete();
+  }
+}
+
+TEST_F(SchedulerTest, NobodyWaitsForEver) {
+  Start(64, 4, /*max_running=*/1, 64);
+  const auto low = Add(2, 1, -2, "low");
+  for (int i = 0; i < 200 && !low->stream()->ended(); ++i) {
+    Add(3, 1, 0, "high");
+    now_ += std::chrono::seconds(1);
+    Plan();
+    Complete();
+  }
+  EXPECT_TRUE(low->stream()->ended());
+  EXPECT_GE(finished_, 60) << "but for two levels of 30 s";
 }
 
 }  // namespace

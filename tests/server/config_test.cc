@@ -81,7 +81,7 @@ workers:
   - devices: [0]
   - {devices: [0]}
 scheduler: {max_running: 8, max_step_tokens: 8, max_context: 100, max_waiting: 5,
-            max_waiting_tokens: 1000000000000, refuse_late: true}
+            max_waiting_tokens: 1000000000000, refuse_late: true, aging_seconds: 2}
 kv_cache: {block_size: 32, blocks: 7, memory_mb: 9, prefix_caching: false}
 defaults: {temperature: 0, top_k: 40, top_p: 0.9, min_p: 0.05, max_new_tokens: 17}
 log: {format: json, level: debug}
@@ -96,7 +96,7 @@ log: {format: json, level: debug}
   expected.model = {"/models/other", "served"};
   expected.backend = {"cpu", "bf16", 3, 0.75};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
-  expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true};
+  expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true, 2};
   expected.kv_cache = {32, 7, 9, false};
   expected.defaults = {0, 40, 0.9, 0.05, 17};
   expected.log = {"json", "debug"};
@@ -206,6 +206,7 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"connections.max_streams", "0", "-1"},
         BoundCase{"limits.max_requests_per_client", "0", "-1"},
         BoundCase{"scheduler.refuse_late", "true", "1"},
+        BoundCase{"scheduler.aging_seconds", "0.1", "0"},
         BoundCase{"server.listen", "localhost:65535", "localhost:65536"},
         BoundCase{"server.listen", "[::]:1", "::1"}, BoundCase{"server.listen", "a:0", ":0"},
         BoundCase{"server.listen", "a:0", "a"}, BoundCase{"server.listen", "a:0", "a:"},
