@@ -248,7 +248,8 @@ absl::Status CudaBackend::CaptureGraphs() {
 // The smallest graph that holds a step in which every sequence has one token and samples one.
 const CudaBackend::DecodeGraph* CudaBackend::FindGraph(const StepShape& shape) const {
   const int32_t size = shape.sequences;
-  if (shape.tokens != size || shape.samples != size || shape.scored > 0 || shape.pooled > 0) {
+  if (size == 0 || shape.tokens != size || shape.samples != size || shape.scored > 0 ||
+      shape.pooled > 0) {
     return nullptr;
   }
   const auto graph = std::lower_bound(
