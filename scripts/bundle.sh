@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Makes a folder that runs on any x86-64 Linux with a C library no older than this one's: the server,
 # the client, the embedded model, and the shared libraries they need. With the cuda preset the
-# machine must bring the NVIDIA driver and cuBLAS.
-#   scripts/bundle.sh [--preset cpu|cuda] [--build FOLDER] [--out FOLDER] [--tests] [--ptx80 FOLDER]
+# machine must bring the NVIDIA driver, and cuBLAS unless it is taken along.
+#   scripts/bundle.sh [--preset cpu|cuda] [--build FOLDER] [--out FOLDER] [--tar FILE]
+#                     [--libraries system|cuda|all] [--tests] [--ptx80 FOLDER]
 #                     [--no-server] [--also PROGRAM ...]
 # --build: where the preset was built, if not in build/PRESET.
+# --tar: writes the folder as an archive, too, compressed as FILE's suffix says: it unpacks anywhere.
+# --libraries: the distribution's (the default), only cuBLAS, or both.
 # --tests: takes along every GPU test and benchmark that is built (configure with
 #   -DFERRITE_TEST_ROOT=. so that they find their fixtures), the fixtures and scripts/gpu_check.sh.
 # --ptx80: a build with -DCMAKE_CUDA_ARCHITECTURES=80-virtual, whose GPU tests come along as well.
@@ -12,6 +15,7 @@
 # --also: other targets to take along, by their paths below the build folder.
 # Then, from anywhere:
 #   FOLDER/run ferrite-server --model.path=FOLDER/models/stories260k
+#   FOLDER/run ferrite generate "Once upon a time"
 #   FOLDER/scripts/gpu_check.sh
 set -euo pipefail
 caller=$PWD
@@ -22,6 +26,8 @@ build=
 out=build/bundle
 tests=
 ptx80=
+tar=
+libraries=system
 programs=(server/ferrite-server client/ferrite)
 from_caller() { case "$1" in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 while [ $# -gt 0 ]; do
@@ -29,14 +35,20 @@ while [ $# -gt 0 ]; do
     --preset) preset=$2; shift 2 ;;
     --build) build=$(from_caller "$2"); shift 2 ;;
     --out) out=$(from_caller "$2"); shift 2 ;;
+    --tar) tar=$(from_caller "$2"); shift 2 ;;
+    --libraries) libraries=$2; shift 2 ;;
     --tests) tests=1; shift ;;
     --ptx80) ptx80=$(from_caller "$2"); shift 2 ;;
     --no-server) programs=(); shift ;;
     --also) shift; programs+=("$@"); break ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
 done
 build=${build:-build/$preset}
+case "$libraries" in
+  system | cuda | all) ;;
+  *) echo "bundle.sh: --libraries is \"$libraries\", not system, cuda or all" >&2; exit 2 ;;
+esac
 
 for program in "${programs[@]}"; do
   [ -x "$build/$program" ] || { echo "bundle.sh: $build/$program is not built" >&2; exit 1; }
@@ -71,10 +83,16 @@ if [ -n "$ptx80" ]; then
 fi
 mapfile -t binaries < <(find "$out/bin" -type f)
 strip --strip-debug "${binaries[@]}"
-# All but the C library, which must be the machine's own, and what comes with the driver or CUDA.
-ldd "${binaries[@]}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
-  grep -Ev '/(libc|libm|libdl|librt|libpthread|libresolv|ld-linux[^/]*)\.so|/lib(cuda|cublas|cublasLt|nvidia)[^/]*\.so' |
-  xargs -r -I{} cp -L {} "$out/lib/"
+# All but the C library, which must be the machine's own, and what comes with the driver.
+mapfile -t needed < <(ldd "${binaries[@]}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u |
+  grep -Ev '/(libc|libm|libdl|librt|libpthread|libresolv|ld-linux[^/]*)\.so|/lib(cuda|nvidia)[^/]*\.so')
+for library in "${needed[@]}"; do
+  case "$libraries:$library" in
+    all:* | cuda:*/libcublas*) cp -L "$library" "$out/lib/" ;;
+    system:*/libcublas* | cuda:*) ;;
+    system:*) cp -L "$library" "$out/lib/" ;;
+  esac
+done
 cp -r models/stories260k "$out/models/"
 cp -r config "$out/"
 cp LICENSE "$out/"
@@ -89,3 +107,10 @@ LD_LIBRARY_PATH="$here/lib:/usr/local/cuda/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_
 EOF
 chmod +x "$out/run"
 du -sh "$out" | cut -f1
+if [ -n "$tar" ]; then
+  # The same bytes for the same files: no times, no owners, one order.
+  name=$(basename "$tar" | sed -E 's/\.(tar(\.[a-z0-9]+)?|tgz)$//')
+  tar --create --file "$tar" --auto-compress --sort=name --mtime=@0 --mode=go=rX --owner=0 \
+    --group=0 --numeric-owner --directory "$out" --transform "s,^\\.,$name," .
+  du -h "$tar"
+fi
