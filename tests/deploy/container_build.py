@@ -162,7 +162,8 @@ class Builder:
         if self.settings.ccache and "cmake" in step.text:
             print("   (beside the Dockerfile: ccache)", flush=True)
             command(image, "apt-get install -y -q --no-install-recommends ccache >/dev/null", environment)
-            environment |= {"CCACHE_DIR": "/var/cache/ccache", "CCACHE_NOHASHDIR": "1"}
+            environment |= {"CCACHE_DIR": "/var/cache/ccache", "CCACHE_NOHASHDIR": "1",
+                            "CMAKE_CUDA_COMPILER_LAUNCHER": "ccache"}
         command(image, step.text, environment)
 
 
