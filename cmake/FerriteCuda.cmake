@@ -5,6 +5,9 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know how to 
 endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+if(CMAKE_VERSION VERSION_LESS 3.25.2)  # which expects a library that CUDA 13 no longer has
+  add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
+endif()
 find_package(CUDAToolkit 12.8 REQUIRED)  # the first that knows sm_120
 
 add_library(ferrite_cuda_flags INTERFACE)
