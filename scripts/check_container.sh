@@ -2,7 +2,8 @@
 # Executes every step of the Dockerfile without a container engine, on clean roots of this machine's
 # distribution (Debian 12 or Ubuntu 24.04) made by debootstrap in place of the base images; starts the
 # server of the resulting root as uid 65532 without capabilities and with the root read-only, has its
-# client make a story, prints sizes, and does the same with the tarball of bundle.sh. Takes as long as a build.
+# client make a story, prints sizes, and does the same with the tarball of bundle.sh. Takes as long as
+# a build.
 #   scripts/check_container.sh                       the CPU variant
 #   scripts/check_container.sh --backend cuda        with this machine's /usr/local/cuda, read-only
 #   --arch 90-real     kernels for one chip only
@@ -14,7 +15,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-case "${1-}" in -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case "${1-}" in -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ "$(id -u)" -eq 0 ] || { echo "check_container.sh: needs root, for chroot and mount" >&2; exit 1; }
 for tool in debootstrap unshare python3; do
   command -v "$tool" >/dev/null || { echo "check_container.sh: $tool is not installed" >&2; exit 1; }

@@ -48,7 +48,8 @@ cp -L /etc/debian_version "$root/etc/" # by which NVIDIA's runtime knows where l
 cp -r /etc/ld.so.conf /etc/ld.so.conf.d "$root/etc/"
 echo "$bundle/lib" >"$root/etc/ld.so.conf.d/ferrite.conf"
 echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
-printf '%s\n' root:x:0:0:root:/:/sbin/nologin ferrite:x:65532:65532:ferrite:/:/sbin/nologin >"$root/etc/passwd"
+printf '%s\n' root:x:0:0:root:/:/sbin/nologin ferrite:x:65532:65532:ferrite:/:/sbin/nologin \
+  >"$root/etc/passwd"
 printf '%s\n' root:x:0: ferrite:x:65532: >"$root/etc/group"
 ldconfig -r "$root"
 du -sh "$root" | cut -f1

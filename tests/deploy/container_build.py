@@ -15,6 +15,7 @@ import container_roots as roots
 from dockerfile import Dockerfile, DockerfileError, Stage, Step, context, expand
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 TOOLKIT = pathlib.Path("/usr/local/cuda")
 
 
@@ -96,7 +97,8 @@ class Builder:
             folders[self.settings.ccache] = "/var/cache/ccache:rw"
         runs = any(step.name == "RUN" for step in stage.steps)
         for step in stage.steps:
-            print(f"   {stage.name}, line {step.line}: {step.name} {' '.join(step.text.split())}", flush=True)
+            text = " ".join(step.text.split())
+            print(f"   {stage.name}, line {step.line}: {step.name} {text}", flush=True)
             begin = time.monotonic()
             if step.name == "RUN":
                 with roots.mounted(image.root, folders, network=True):
@@ -140,8 +142,8 @@ class Builder:
         if "from" in step.flags:
             origin = self.build(expand(step.flags["from"], known)).root
             for source in sources:
-                copy_tree(origin / source.lstrip("/"), target / os.path.basename(source)
-                          if folder and (origin / source.lstrip("/")).is_file() else target)
+                path = origin / source.lstrip("/")
+                copy_tree(path, target / path.name if folder and path.is_file() else target)
             return
         files = context(self.settings.source, self.settings.rules)
         for source in sources:
@@ -157,7 +159,7 @@ class Builder:
 
     def run_step(self, step: Step, image: Image, arguments: dict[str, str]) -> None:
         """As an engine would: by /bin/sh -c, with the environment and the arguments."""
-        proxies = {n: v for n, v in os.environ.items() if n.lower() in ("http_proxy", "https_proxy", "no_proxy")}
+        proxies = {n: v for n, v in os.environ.items() if n.lower() in PROXIES}
         environment = {"HOME": "/root", **proxies, **image.environment, **arguments}
         if self.settings.ccache and "cmake" in step.text:
             print("   (beside the Dockerfile: ccache)", flush=True)
@@ -169,8 +171,8 @@ class Builder:
 
 def command(image: Image, text: str, environment: dict[str, str]) -> None:
     inside = f'cd "{image.folder}" && exec /bin/sh -c "$0"'
-    done = subprocess.run(["chroot", f"--userspec={image.user}", image.root, "/bin/sh", "-c", inside, text],
-                          env=environment, stdin=subprocess.DEVNULL, check=False)
+    words = ["chroot", f"--userspec={image.user}", image.root, "/bin/sh", "-c", inside, text]
+    done = subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise SystemExit(f"check_container: exit status {done.returncode} of RUN {text}")
 

@@ -93,7 +93,8 @@ def make_base(archive: pathlib.Path, work: pathlib.Path) -> None:
 
 def unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
     root.mkdir(parents=True)
-    run("tar", "--extract", "--file", archive, "--directory", root, "--numeric-owner", "--preserve-permissions")
+    run("tar", "--extract", "--file", archive, "--directory", root, "--numeric-owner",
+        "--preserve-permissions")
 
 
 def bind(source: pathlib.Path, target: pathlib.Path, read_only: bool) -> None:

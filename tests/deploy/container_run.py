@@ -117,7 +117,8 @@ def print_sizes(image: Image, backend: str, collect: Image) -> bool:
     files = [(f.stat().st_size, f"/{f.relative_to(image.root)}") for f in image.root.rglob("*")
              if f.is_file() and not f.is_symlink()]
     total = sum(size for size, _ in files)
-    print(f"== sizes: {total / 1e6:.1f} MB in {len(files)} files; the aim is below {AIMS[backend] / 1e6:.0f} MB")
+    print(f"== sizes: {total / 1e6:.1f} MB in {len(files)} files; "
+          f"the aim is below {AIMS[backend] / 1e6:.0f} MB")
     for size, name in sorted(files, reverse=True)[:12]:
         print(f"   {size / 1e6:8.1f} MB  {name}")
     packages = image.root / "var/lib/dpkg/status.d"
@@ -133,8 +134,9 @@ def check_tarball(build: Image, backend: str, settings: Settings) -> None:
     print("== tarball", flush=True)
     name = f"ferrite-{backend}"
     with roots.mounted(build.root, build.mounts, network=False):
-        roots.run("chroot", build.root, "/src/scripts/bundle.sh", "--preset", backend, "--libraries", "all",
-                  "--out", "/tmp/bundle", "--tar", f"/tmp/{name}.tar.gz", env={"PATH": build.environment["PATH"]})
+        roots.run("chroot", build.root, "/src/scripts/bundle.sh", "--preset", backend,
+                  "--libraries", "all", "--out", "/tmp/bundle", "--tar", f"/tmp/{name}.tar.gz",
+                  env={"PATH": build.environment["PATH"]})
     clean = settings.work / "roots/clean"
     roots.unpack(settings.base, clean)
     place = clean / "srv/some where"
