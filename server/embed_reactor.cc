@@ -48,6 +48,7 @@ absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
   MutexLock lock(&mutex_);
   for (EngineRequest& request : resolved_.requests) {
     request.client = record_.client();
+    request.cache_prompt = false;  // the contract has no salt for inputs
     request.received = received;
     request.deadline = deadline;
     streams_.push_back(std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly));
@@ -84,7 +85,6 @@ absl::Status EmbedReactor::FillResponse() {
   response.set_pooling(ToWire(resolved_.pooling));
   response.set_normalized(resolved_.normalize);
   v1::Timings* const timings = response.mutable_timings();
-  int32_t cached_tokens = 0;
   OutputDelta output;
   for (size_t i = 0; i < streams_.size(); ++i) {
     streams_[i]->Take(&output);
@@ -98,14 +98,12 @@ absl::Status EmbedReactor::FillResponse() {
                     embedding->mutable_values());
     embedding->set_prompt_tokens(completion.prompt_tokens);
     embedding->set_truncated(resolved_.truncated[i]);
-    cached_tokens += completion.cached_tokens;
     timings->set_queue_seconds(i == 0
                                    ? completion.queue_seconds
                                    : std::min(timings->queue_seconds(), completion.queue_seconds));
     timings->set_total_seconds(std::max(timings->total_seconds(), completion.total_seconds));
   }
   response.mutable_usage()->set_prompt_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
-  response.mutable_usage()->set_cached_tokens(cached_tokens);
   response.mutable_usage()->set_total_tokens(static_cast<int32_t>(resolved_.prompt_tokens));
   record_.figures.queue_seconds = timings->queue_seconds();
   record_.figures.finish_reason = "embedded";

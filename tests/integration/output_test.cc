@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <functional>
 #include <future>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -300,6 +301,52 @@ TEST(OutputTest, AnAnswerHasNoMoreLogprobsThanItCanCarry) {
   EXPECT_THAT(status.error_message(),
               HasSubstr("output.n is 64, output.top_logprobs 20 and max_new_tokens 3000, which "
                         "makes up to 4032000 log-probabilities; one answer has at most 4000000"));
+}
+
+TEST(OutputTest, WhatWasComputedBeforeIsCached) {
+  const auto harness = Harness::Stories(Harness::DefaultConfig());
+  std::string text;
+  while (text.size() < 400) text += "Once there was a dog. It ran to the park with a red ball. ";
+  std::string answer;
+  const auto cached = [&](const std::function<void(v1::GenerateRequest&)>& change) {
+    v1::GenerateRequest request = test::Greedy(text, 20);
+    change(request);
+    v1::GenerateResponse response;
+    const grpc::Status status = harness->Generate(request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(answer.empty() ? response.choices(0).text() : answer, response.choices(0).text());
+    answer = response.choices(0).text();
+    const int32_t most = (response.usage().prompt_tokens() - 1) / 16 * 16;
+    EXPECT_GE(most, 96);
+    EXPECT_THAT(response.usage().cached_tokens(), ::testing::AnyOf(0, most));
+    return response.usage().cached_tokens() > 0;
+  };
+  EXPECT_FALSE(cached([](auto& r) { r.set_cache_prompt(false); }));
+  EXPECT_FALSE(cached([](auto&) {}));
+  EXPECT_TRUE(cached([](auto&) {}));
+  EXPECT_TRUE(cached([](auto& r) { r.set_cache_prompt(true); }));
+  EXPECT_FALSE(cached([](auto& r) { r.set_cache_prompt(false); }));
+  EXPECT_FALSE(cached([](auto& r) { r.set_cache_salt("a"); }));
+  EXPECT_TRUE(cached([](auto& r) { r.set_cache_salt("a"); }));
+  EXPECT_FALSE(cached([](auto& r) { r.set_cache_salt("b"); }));
+  EXPECT_FALSE(cached([](auto& r) { r.mutable_output()->set_prompt_logprobs(true); }));
+}
+
+TEST(OutputTest, TheCacheCanBeSwitchedOff) {
+  ServerConfig config = Harness::DefaultConfig();
+  config.kv_cache.prefix_caching = false;
+  const auto harness = Harness::Stories(config);
+  for (int i = 0; i < 2; ++i) {
+    v1::GenerateResponse response;
+    ASSERT_TRUE(harness
+                    ->Generate(test::Greedy("Once there was a dog. It ran to the park with a red "
+                                            "ball. It ran and ran until it was tired.",
+                                            3),
+                               &response)
+                    .ok());
+    EXPECT_GT(response.usage().prompt_tokens(), 17);
+    EXPECT_EQ(response.usage().cached_tokens(), 0);
+  }
 }
 
 TEST(OutputTest, HigherPriorityGoesFirst) {
