@@ -3,44 +3,48 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "client/bench_workload.h"
 #include "ferrite/v1/control.pb.h"
 #include "ferrite/v1/inference.pb.h"
 
 namespace ferrite {
 
-struct BenchWorkload {
-  int32_t prompt_tokens = 128;
-  int32_t output_tokens = 128;
-  uint64_t seed = 0;
-  double temperature = 0;
-  std::optional<std::string> model;
-};
-
-// Makes request `i` of a workload from nothing but the workload, the model's vocabulary and i:
-// random token ids as the prompt and, where the temperature is not 0, a random sampling seed. The
-// model's BOS and end tokens are not drawn. Thread-safe.
+// Makes turn `t` of conversation `i` of a workload from nothing but the workload, the model's
+// vocabulary, i, t and what was said before: random token ids as the prompt and, where the
+// temperature is not 0, a random sampling seed. The model's BOS and end tokens are not drawn.
+// Thread-safe.
 class BenchRequests {
  public:
-  // OutOfRange if prompt and output do not fit the model's context; FailedPrecondition if the
-  // vocabulary leaves nothing to draw.
+  // Lengths are those of `dataset`, in its order and again from its start, unless it is empty:
+  // entries that do not fit the model's context are left out. OutOfRange if prompt and output may
+  // not fit the context; FailedPrecondition if the vocabulary leaves nothing to draw.
   static absl::StatusOr<BenchRequests> Create(const BenchWorkload& workload,
-                                              const v1::GetModelInfoResponse& model);
+                                              const v1::GetModelInfoResponse& model,
+                                              std::vector<BenchLengths> dataset = {});
 
-  // Asks for exactly output_tokens: the model's end tokens do not end it.
-  v1::GenerateRequest Make(int64_t index) const;
+  // Asks for an exact number of tokens: the model's end tokens do not end it. `before` is the
+  // prompt and the answer of the turn before. Nothing if there is no such turn, or a later turn no
+  // longer fits the context.
+  std::optional<v1::GenerateRequest> Make(int64_t index, int32_t turn = 0,
+                                          const std::vector<int32_t>& before = {}) const;
 
  private:
-  BenchRequests(const BenchWorkload& workload, std::vector<int32_t> special, int32_t num_ordinary)
-      : workload_(workload), special_(std::move(special)), num_ordinary_(num_ordinary) {}
+  BenchRequests(const BenchWorkload& workload, std::vector<BenchLengths> dataset)
+      : workload_(workload), dataset_(std::move(dataset)) {}
+
+  BenchLengths Draw(int64_t index, int32_t turn, std::mt19937_64* random) const;
+  void AddIds(int32_t count, std::mt19937_64* random, v1::TokenIds* ids) const;
 
   BenchWorkload workload_;
+  std::vector<BenchLengths> dataset_;
   std::vector<int32_t> special_;  // ascending
-  int32_t num_ordinary_;          // ids of the vocabulary that are not special
+  int32_t num_ordinary_ = 0;      // ids of the vocabulary that are not special
+  int64_t context_length_ = 0;
 };
 
 }  // namespace ferrite

@@ -9,6 +9,7 @@
 
 #include "client/abort.h"
 #include "client/bench.h"
+#include "client/bench_options.h"
 #include "client/completion.h"
 #include "client/connection.h"
 #include "client/embed.h"

@@ -10,9 +10,13 @@
 #include <chrono>
 #include <cstddef>
 #include <future>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/bench_arrivals.h"
 #include "client/connection.h"
 #include "ferrite/v1/inference.grpc.pb.h"
 
@@ -27,15 +31,50 @@ constexpr int64_t kMostReservedSamples = 1 << 22;
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
+// A conversation to begin.
+struct Start {
+  int64_t index = 0;
+  Clock::time_point due;
+};
+
 // What the threads share.
-struct Loop {
-  explicit Loop(const LoadPlan& of) : plan(of), next(of.first_index) {}
+class Loop {
+ public:
+  explicit Loop(const LoadPlan& of)
+      : plan(of), arrivals_(of.rate > 0 ? of.rate : 1, of.arrival_seed), next_(of.first_index) {}
+
+  // Nothing once all have begun; the caller begins it when it is due.
+  std::optional<Start> Take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (over() || next_ >= plan.first_index + plan.count) return std::nullopt;
+    Start taken{next_, Clock::now()};
+    if (plan.rate > 0) {
+      const std::chrono::duration<double> after(std::min(arrivals_.Next(), kLongest));
+      taken.due = start + std::chrono::duration_cast<Clock::duration>(after);
+      if (after.count() >= plan.duration_seconds) return std::nullopt;
+    }
+    ++next_;
+    return taken;
+  }
+
+  // Whether nothing more is to be sent.
+  bool over() const {
+    return stopped.load(std::memory_order_relaxed) ||
+           Seconds(Clock::now() - start) >= plan.duration_seconds;
+  }
 
   const LoadPlan& plan;
-  std::atomic<int64_t> next;  // index
+  const Clock::time_point start = Clock::now();
   std::atomic<int64_t> ended{0};
   std::atomic<int64_t> output_tokens{0};
   std::atomic<bool> stopped{false};
+
+ private:
+  static constexpr double kLongest = 1e9;  // seconds that the clock can add
+
+  std::mutex mutex_;
+  PoissonArrivals arrivals_;  // guarded by mutex_, as is next_
+  int64_t next_;              // index
 };
 
 // One request. It is the tag of its operations, of which one at a time is outstanding.
@@ -43,15 +82,17 @@ struct Flight {
   enum class Step { kStart, kRead, kFinish };
 
   int64_t index = 0;
-  size_t place = 0;  // in its lane
+  int32_t turn = 0;
+  v1::GenerateRequest request;
   grpc::ClientContext context;
   std::unique_ptr<grpc::ClientAsyncReader<v1::GenerateStreamResponse>> reader;
   Step step = Step::kStart;
   v1::GenerateStreamResponse message;
   grpc::Status status;
   Clock::time_point sent;
+  Clock::time_point first_token;
   Clock::time_point last_token;
-  int64_t tokens = 0;
+  int64_t first_tokens = 0;  // of the first message with any
   std::vector<int32_t> ids;
   v1::FinishReason reason = v1::FINISH_REASON_UNSPECIFIED;
 };
@@ -61,52 +102,61 @@ struct Flight {
 class Lane {
  public:
   Lane(Loop* loop, std::shared_ptr<grpc::Channel> channel, size_t streams, size_t lanes)
-      : loop_(*loop), stub_(v1::Inference::NewStub(channel)), flights_(streams) {
+      : loop_(*loop), stub_(v1::Inference::NewStub(channel)), streams_(streams) {
     const LoadPlan& plan = loop_.plan;
     const auto reserved = [lanes](double samples) {  // growing would copy, and cost others latency
       return static_cast<size_t>(
           std::min<double>(samples / static_cast<double>(lanes), kMostReservedSamples));
     };
-    const auto requests = static_cast<double>(plan.count);
+    const double requests = static_cast<double>(plan.count) * plan.turns;
     result_.first_token.reserve(reserved(requests));
-    result_.end_to_end.reserve(reserved(requests));
-    result_.message_gaps.reserve(reserved(requests * plan.output_tokens));
-    result_.inter_token.reserve(reserved(requests * plan.output_tokens));
+    result_.times.reserve(reserved(requests));
+    result_.message_gaps.reserve(reserved(requests * plan.expected_tokens));
+    result_.inter_token.reserve(reserved(requests * plan.expected_tokens));
   }
 
   LoadResult Run();
 
  private:
-  void SendNext(size_t place);
+  void BeginNext();
+  void BeginDue();
+  std::chrono::system_clock::time_point WaitLimit() const;
+  bool Send(int64_t index, int32_t turn, const std::vector<int32_t>& before,
+            std::optional<Clock::time_point> due);
   void Advance(Flight* flight, bool ok);
   void TakeMessage(Flight* flight);
   void TakeTokens(const v1::Choice& choice, Flight* flight);
+  void Complete(Flight* flight);
   void End(Flight* flight);
   grpc::Status Verdict(const Flight& flight) const;
 
   Loop& loop_;
   std::unique_ptr<v1::Inference::Stub> stub_;
+  const size_t streams_;  // of a closed loop
   grpc::CompletionQueue queue_;
-  std::vector<std::unique_ptr<Flight>> flights_;  // null: nothing in flight
-  size_t num_in_flight_ = 0;
+  std::unordered_map<Flight*, std::unique_ptr<Flight>> flights_;
+  std::optional<Start> pending_;  // of an open loop: the next to begin here
   bool cancelled_ = false;
   LoadResult result_;
 };
 
 LoadResult Lane::Run() {
-  for (size_t place = 0; place < flights_.size(); ++place) SendNext(place);
-  while (num_in_flight_ > 0) {
+  if (loop_.plan.rate > 0) {
+    pending_ = loop_.Take();
+  } else {
+    for (size_t i = 0; i < streams_; ++i) BeginNext();
+  }
+  while (!flights_.empty() || pending_.has_value()) {
+    BeginDue();
     void* tag = nullptr;
     bool ok = false;
-    const auto deadline = std::chrono::system_clock::now() + kStopLatency;
-    if (queue_.AsyncNext(&tag, &ok, deadline) == grpc::CompletionQueue::GOT_EVENT) {
+    if (queue_.AsyncNext(&tag, &ok, WaitLimit()) == grpc::CompletionQueue::GOT_EVENT) {
       Advance(static_cast<Flight*>(tag), ok);
     }
     if (!cancelled_ && loop_.stopped.load(std::memory_order_relaxed)) {
       cancelled_ = true;
-      for (const auto& flight : flights_) {
-        if (flight != nullptr) flight->context.TryCancel();
-      }
+      pending_.reset();
+      for (const auto& [flight, owner] : flights_) flight->context.TryCancel();
     }
   }
   queue_.Shutdown();
@@ -117,21 +167,52 @@ LoadResult Lane::Run() {
   return std::move(result_);
 }
 
-void Lane::SendNext(size_t place) {
-  const LoadPlan& plan = loop_.plan;
-  if (cancelled_ || loop_.stopped.load(std::memory_order_relaxed)) return;
-  const int64_t index = loop_.next.fetch_add(1);
-  if (index >= plan.first_index + plan.count) return;
+// In a closed loop, the conversation that takes the place of one that has ended.
+void Lane::BeginNext() {
+  if (cancelled_) return;
+  while (const std::optional<Start> next = loop_.Take()) {
+    ++result_.started;
+    if (Send(next->index, 0, {}, std::nullopt)) return;
+    loop_.ended.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void Lane::BeginDue() {
+  while (pending_.has_value() && pending_->due <= Clock::now()) {
+    ++result_.started;
+    if (!Send(pending_->index, 0, {}, pending_->due)) {
+      loop_.ended.fetch_add(1, std::memory_order_relaxed);
+    }
+    pending_ = loop_.Take();
+  }
+}
+
+std::chrono::system_clock::time_point Lane::WaitLimit() const {
+  Clock::duration wait = kStopLatency;
+  // The queue waits for whole milliseconds and more; what is left of the last one is polled away.
+  if (pending_.has_value()) {
+    wait = std::min(wait, pending_->due - Clock::now() - std::chrono::milliseconds(1));
+  }
+  return std::chrono::system_clock::now() + std::max(wait, Clock::duration::zero());
+}
+
+bool Lane::Send(int64_t index, int32_t turn, const std::vector<int32_t>& before,
+                std::optional<Clock::time_point> due) {
+  auto request = loop_.plan.make_request(index, turn, before);
+  if (!request.has_value()) return false;
   auto flight = std::make_unique<Flight>();
   flight->index = index;
-  flight->place = place;
-  SetTimeout(plan.timeout_seconds, &flight->context);
-  const v1::GenerateRequest request = plan.make_request(index);
-  flight->sent = Clock::now();
-  flight->reader = stub_->PrepareAsyncGenerateStream(&flight->context, request, &queue_);
+  flight->turn = turn;
+  flight->request = *std::move(request);
+  SetTimeout(loop_.plan.timeout_seconds, &flight->context);
+  flight->reader = stub_->PrepareAsyncGenerateStream(&flight->context, flight->request, &queue_);
+  const Clock::time_point now = Clock::now();
+  flight->sent = due.value_or(now);
+  if (due.has_value()) result_.send_lag.push_back(Seconds(now - *due));
   flight->reader->StartCall(flight.get());
-  flights_[place] = std::move(flight);
-  ++num_in_flight_;
+  Flight* key = flight.get();
+  flights_.emplace(key, std::move(flight));
+  return true;
 }
 
 void Lane::Advance(Flight* flight, bool ok) {
@@ -166,22 +247,21 @@ void Lane::TakeTokens(const v1::Choice& choice, Flight* flight) {
   const int count = choice.token_ids_size();
   if (count == 0) return;
   const Clock::time_point now = Clock::now();
-  if (flight->tokens == 0) {
+  if (flight->ids.empty()) {
+    flight->first_token = now;
+    flight->first_tokens = count;
     result_.first_token.push_back(Seconds(now - flight->sent));
-    result_.input_tokens += loop_.plan.prompt_tokens;
+    result_.input_tokens += flight->request.token_ids().ids_size();
   } else {
     const double gap = Seconds(now - flight->last_token);
     result_.message_gaps.push_back(gap);
     result_.inter_token.insert(result_.inter_token.end(), static_cast<size_t>(count), gap / count);
   }
   flight->last_token = now;
-  flight->tokens += count;
+  flight->ids.insert(flight->ids.end(), choice.token_ids().begin(), choice.token_ids().end());
   result_.output_tokens += count;
   ++result_.token_messages;
   loop_.output_tokens.fetch_add(count, std::memory_order_relaxed);
-  if (flight->index < loop_.plan.keep_ids_below) {
-    flight->ids.insert(flight->ids.end(), choice.token_ids().begin(), choice.token_ids().end());
-  }
 }
 
 // OK means that the request gave all that it should.
@@ -193,61 +273,50 @@ grpc::Status Lane::Verdict(const Flight& flight) const {
   if (flight.reason == v1::FINISH_REASON_UNSPECIFIED) {
     return grpc::Status(grpc::StatusCode::INTERNAL, "the stream ended without its last message");
   }
-  if (flight.tokens != loop_.plan.output_tokens) {
-    return grpc::Status(grpc::StatusCode::INTERNAL,
-                        absl::StrCat("the stream gave ", flight.tokens, " tokens; ",
-                                     loop_.plan.output_tokens, " were asked for"));
+  const int32_t asked = flight.request.stopping().max_new_tokens();
+  if (static_cast<int64_t>(flight.ids.size()) != asked) {
+    return grpc::Status(
+        grpc::StatusCode::INTERNAL,
+        absl::StrCat("the stream gave ", flight.ids.size(), " tokens; ", asked, " were asked for"));
   }
   return grpc::Status::OK;
 }
 
+void Lane::Complete(Flight* flight) {
+  const auto tokens = static_cast<int64_t>(flight->ids.size());
+  const int64_t later = tokens - flight->first_tokens;
+  const double spread = Seconds(flight->last_token - flight->first_token);
+  ++result_.completed;
+  result_.times.push_back({Seconds(flight->first_token - flight->sent),
+                           later > 0 ? spread / static_cast<double>(later) : 0,
+                           Seconds(Clock::now() - flight->sent), tokens});
+  if (loop_.plan.num_samples == 0) return;
+  const auto number = static_cast<uint64_t>(flight->index * loop_.plan.turns + flight->turn);
+  KeepSample(number, {flight->index, flight->request, flight->ids}, loop_.plan.num_samples,
+             &result_.samples);
+}
+
 void Lane::End(Flight* flight) {
-  const grpc::Status verdict = Verdict(*flight);
+  const std::unique_ptr<Flight> ended = std::move(flights_[flight]);
+  flights_.erase(flight);
+  const grpc::Status verdict = Verdict(*ended);
   if (verdict.ok()) {
-    ++result_.completed;
-    result_.end_to_end.push_back(Seconds(Clock::now() - flight->sent));
-    if (flight->index < loop_.plan.keep_ids_below) {
-      result_.ids[flight->index] = std::move(flight->ids);
+    Complete(ended.get());
+    if (ended->turn + 1 < loop_.plan.turns && !cancelled_ && !loop_.over()) {
+      const auto& prompt = ended->request.token_ids().ids();
+      std::vector<int32_t> before(prompt.begin(), prompt.end());
+      before.insert(before.end(), ended->ids.begin(), ended->ids.end());
+      if (Send(ended->index, ended->turn + 1, before, std::nullopt)) return;
     }
   } else if (cancelled_ && verdict.error_code() == grpc::StatusCode::CANCELLED) {
     ++result_.cut_short;
   } else {
     LoadFailures& failures = result_.failures[verdict.error_code()];
     if (failures.count++ == 0) failures.message = verdict.error_message();
+    failures.seconds.push_back(Seconds(Clock::now() - ended->sent));
   }
-  const size_t place = flight->place;
-  flights_[place].reset();
-  --num_in_flight_;
   loop_.ended.fetch_add(1, std::memory_order_relaxed);
-  SendNext(place);
-}
-
-template <typename T>
-void Append(std::vector<T> from, std::vector<T>* to) {
-  if (to->empty()) {
-    *to = std::move(from);
-    return;
-  }
-  to->insert(to->end(), from.begin(), from.end());
-}
-
-void Merge(LoadResult from, LoadResult* to) {
-  to->completed += from.completed;
-  to->cut_short += from.cut_short;
-  for (auto& [code, failures] : from.failures) {
-    LoadFailures& merged = to->failures[code];
-    if (merged.count == 0) merged.message = std::move(failures.message);
-    merged.count += failures.count;
-  }
-  to->input_tokens += from.input_tokens;
-  to->cached_tokens += from.cached_tokens;
-  to->output_tokens += from.output_tokens;
-  to->token_messages += from.token_messages;
-  Append(std::move(from.first_token), &to->first_token);
-  Append(std::move(from.message_gaps), &to->message_gaps);
-  Append(std::move(from.inter_token), &to->inter_token);
-  Append(std::move(from.end_to_end), &to->end_to_end);
-  to->ids.merge(from.ids);
+  if (loop_.plan.rate <= 0) BeginNext();
 }
 
 double CpuSeconds(const timeval& time) {
@@ -256,26 +325,13 @@ double CpuSeconds(const timeval& time) {
 
 }  // namespace
 
-int64_t LoadResult::failed() const {
-  int64_t sum = 0;
-  for (const auto& [code, of_code] : failures) sum += of_code.count;
-  return sum;
-}
-
-grpc::Status LoadResult::worst() const {
-  const auto commonest = std::max_element(
-      failures.begin(), failures.end(),
-      [](const auto& a, const auto& b) { return a.second.count < b.second.count; });
-  if (commonest == failures.end()) return grpc::Status::OK;
-  return grpc::Status(commonest->first, commonest->second.message);
-}
-
 LoadResult RunLoad(const LoadPlan& plan, const std::function<bool(const LoadProgress&)>& on_tick) {
   Loop loop(plan);
-  const size_t lanes = std::min(plan.channels.size(), static_cast<size_t>(plan.concurrency));
+  const size_t lanes = plan.rate > 0
+                           ? plan.channels.size()
+                           : std::min(plan.channels.size(), static_cast<size_t>(plan.concurrency));
   rusage before{};
   getrusage(RUSAGE_SELF, &before);
-  const Clock::time_point start = Clock::now();
   std::vector<std::future<LoadResult>> results;
   for (size_t i = 0; i < lanes; ++i) {
     const auto streams = static_cast<size_t>(plan.concurrency);
@@ -286,18 +342,18 @@ LoadResult RunLoad(const LoadPlan& plan, const std::function<bool(const LoadProg
   }
   for (const std::future<LoadResult>& result : results) {
     while (result.wait_for(kTick) != std::future_status::ready) {
-      if (!on_tick({loop.ended, loop.output_tokens, Seconds(Clock::now() - start)})) {
+      if (!on_tick({loop.ended, loop.output_tokens, Seconds(Clock::now() - loop.start)})) {
         loop.stopped = true;
       }
     }
   }
   LoadResult merged;
-  merged.seconds = Seconds(Clock::now() - start);
+  merged.seconds = Seconds(Clock::now() - loop.start);
   rusage after{};
   getrusage(RUSAGE_SELF, &after);
   merged.user_seconds = CpuSeconds(after.ru_utime) - CpuSeconds(before.ru_utime);
   merged.system_seconds = CpuSeconds(after.ru_stime) - CpuSeconds(before.ru_stime);
-  for (std::future<LoadResult>& result : results) Merge(result.get(), &merged);
+  for (std::future<LoadResult>& result : results) Merge(result.get(), plan.num_samples, &merged);
   return merged;
 }
 

@@ -34,8 +34,9 @@ grpc::Status FakeInference::GenerateStream(grpc::ServerContext* context,
     streamed = true;
     generate_request = *request;
   }
-  for (const v1::GenerateStreamResponse& given : messages) writer->Write(given);
-  if (!messages.empty()) return status;
+  const auto given = on_stream ? on_stream(*request) : messages;
+  for (const v1::GenerateStreamResponse& each : given) writer->Write(each);
+  if (!given.empty()) return status;
   v1::GenerateStreamResponse message;
   *message.mutable_started() = response.info();
   writer->Write(message);

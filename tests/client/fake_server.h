@@ -28,6 +28,7 @@ class FakeInference : public v1::Inference::Service {
   std::function<grpc::Status(const v1::GenerateRequest&, v1::GenerateResponse*)> on_generate;
   std::function<grpc::Status(const v1::EmbedRequest&, v1::EmbedResponse*)> on_embed;
   std::vector<v1::GenerateStreamResponse> messages;
+  std::function<std::vector<v1::GenerateStreamResponse>(const v1::GenerateRequest&)> on_stream;
   bool send_finished = true;     // the last message of GenerateStream
   bool wait_for_cancel = false;  // after the deltas
   v1::TokenizeResponse tokens;

@@ -10,11 +10,14 @@
 #include <condition_variable>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "client/bench_arrivals.h"
 #include "ferrite/v1/inference.grpc.pb.h"
 
 namespace ferrite {
@@ -118,13 +121,14 @@ class LoadTest : public testing::Test {
     builder.RegisterService(&inference_);
     server_ = builder.BuildAndStart();
     address_ = "127.0.0.1:" + std::to_string(port);
-    plan_.make_request = [](int64_t index) {
+    plan_.make_request = [this](int64_t index, int32_t turn, const std::vector<int32_t>& before) {
       v1::GenerateRequest request;
       request.mutable_token_ids()->add_ids(static_cast<int32_t>(index));
-      return request;
+      request.mutable_stopping()->set_max_new_tokens(output_tokens_);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      made_.push_back({index, turn, before});
+      return std::optional(std::move(request));
     };
-    plan_.prompt_tokens = 1;
-    plan_.output_tokens = 4;
     UseThreads(1);
   }
   ~LoadTest() override { server_->Shutdown(std::chrono::system_clock::now()); }
@@ -143,7 +147,16 @@ class LoadTest : public testing::Test {
     return RunLoad(plan_, [](const LoadProgress&) { return true; });
   }
 
+  struct Made {
+    int64_t index;
+    int32_t turn;
+    std::vector<int32_t> before;
+  };
+
   ScriptedInference inference_;
+  int32_t output_tokens_ = 4;
+  std::mutex mutex_;
+  std::vector<Made> made_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   LoadPlan plan_;
@@ -168,10 +181,15 @@ TEST_F(LoadTest, CountsTokensAndGapsOfEachMessage) {
   EXPECT_EQ(result.inter_token[0], result.message_gaps[0] / 2);
   EXPECT_EQ(result.inter_token[1], result.message_gaps[0] / 2);
   EXPECT_EQ(result.inter_token[2], result.message_gaps[1]);
-  EXPECT_THAT(result.end_to_end, SizeIs(2));
-  EXPECT_THAT(result.end_to_end, Each(Ge(0.06)));
+  ASSERT_THAT(result.times, SizeIs(2));
+  EXPECT_EQ(result.times[0].first_token, result.first_token[0]);
+  EXPECT_EQ(result.times[0].output_tokens, 4);
+  // The mean of a request is over its tokens after those of the first message.
+  EXPECT_NEAR(result.times[0].inter_token, (result.message_gaps[0] + result.message_gaps[1]) / 3,
+              1e-9);
+  EXPECT_GE(result.times[0].end_to_end, 0.06);
   // One at a time: the parts of a request's time are not more than the whole.
-  const double whole = std::accumulate(result.end_to_end.begin(), result.end_to_end.end(), 0.0);
+  const double whole = result.times[0].end_to_end + result.times[1].end_to_end;
   const double parts = std::accumulate(result.first_token.begin(), result.first_token.end(), 0.0) +
                        std::accumulate(result.message_gaps.begin(), result.message_gaps.end(), 0.0);
   EXPECT_LE(parts, whole);
@@ -220,11 +238,12 @@ TEST_F(LoadTest, AFailedRequestIsCountedAndTheNextOneSent) {
   EXPECT_EQ(result.failures.at(grpc::StatusCode::ABORTED).count, 1);
   EXPECT_EQ(result.worst().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(result.output_tokens, 6 * 4 + 1);  // the aborted one gave a token
-  EXPECT_THAT(result.end_to_end, SizeIs(6));
+  EXPECT_THAT(result.times, SizeIs(6));
+  EXPECT_THAT(result.failures.at(grpc::StatusCode::RESOURCE_EXHAUSTED).seconds, SizeIs(3));
 }
 
 TEST_F(LoadTest, AnotherNumberOfTokensIsAFailure) {
-  plan_.output_tokens = 5;
+  output_tokens_ = 5;
   plan_.count = 1;
   const LoadResult result = Run();
   EXPECT_EQ(result.completed, 0);
@@ -232,13 +251,87 @@ TEST_F(LoadTest, AnotherNumberOfTokensIsAFailure) {
   EXPECT_EQ(result.worst().error_message(), "the stream gave 4 tokens; 5 were asked for");
 }
 
-TEST_F(LoadTest, KeepsTheIdsOfTheFirst) {
-  plan_.count = 4;
-  plan_.keep_ids_below = 2;
+TEST_F(LoadTest, KeepsSamplesFromAllOverTheRun) {
+  UseThreads(3);
+  plan_.count = 300;
+  plan_.concurrency = 6;
+  plan_.num_samples = 30;
   const LoadResult result = Run();
-  ASSERT_THAT(result.ids, SizeIs(2));
-  EXPECT_THAT(result.ids.at(0), ElementsAre(1, 2, 3, 4));
-  EXPECT_THAT(result.ids.at(1), ElementsAre(1, 2, 3, 4));
+  ASSERT_THAT(result.samples, SizeIs(30));
+  std::set<int64_t> indices;
+  int late = 0;
+  for (const auto& [order, sample] : result.samples) {
+    indices.insert(sample.index);
+    late += sample.index >= 150 ? 1 : 0;
+    EXPECT_THAT(sample.ids, ElementsAre(1, 2, 3, 4));
+    EXPECT_EQ(sample.request.token_ids().ids(0), sample.index);
+  }
+  EXPECT_THAT(indices, SizeIs(30));
+  EXPECT_GT(late, 5);
+  EXPECT_LT(late, 25);
+  UseThreads(1);
+  std::set<int64_t> again;
+  for (const auto& [order, sample] : Run().samples) again.insert(sample.index);
+  EXPECT_EQ(again, indices) << "whatever the threads";
+}
+
+TEST_F(LoadTest, ATurnFollowsTheAnswerOfTheOneBefore) {
+  plan_.count = 2;
+  plan_.turns = 3;
+  inference_.refused = {1};
+  const LoadResult result = Run();
+  EXPECT_EQ(result.started, 2);
+  EXPECT_EQ(result.completed, 3);
+  EXPECT_EQ(result.failed(), 1) << "a failed turn ends its conversation";
+  ASSERT_THAT(made_, SizeIs(4));
+  EXPECT_EQ(made_[1].index, 0);
+  EXPECT_EQ(made_[1].turn, 1);
+  EXPECT_THAT(made_[1].before, ElementsAre(0, 1, 2, 3, 4)) << "the prompt {0} and the answer";
+  EXPECT_EQ(made_[3].index, 1);
+  EXPECT_EQ(made_[3].turn, 0);
+}
+
+TEST_F(LoadTest, ArrivalsDoNotWaitForAnswers) {
+  inference_.pause = std::chrono::milliseconds(200);
+  plan_.count = 20;
+  plan_.rate = 400;
+  const LoadResult result = Run();
+  EXPECT_EQ(result.completed, 20);
+  EXPECT_GE(inference_.most_open(), 15) << "all come within a fraction of the first's 600 ms";
+  EXPECT_THAT(result.send_lag, SizeIs(20));
+  EXPECT_THAT(result.send_lag, Each(Ge(0.0)));
+}
+
+TEST_F(LoadTest, ArrivalsComeAtTheirRateWhateverTheThreads) {
+  UseThreads(3);
+  plan_.count = 100;
+  plan_.rate = 200;
+  plan_.arrival_seed = 3;
+  PoissonArrivals arrivals(plan_.rate, plan_.arrival_seed);
+  double last = 0;
+  for (int i = 0; i < 100; ++i) last = arrivals.Next();
+  const LoadResult result = Run();
+  EXPECT_EQ(result.completed, 100);
+  EXPECT_GE(result.seconds, last);
+  EXPECT_LT(result.seconds, last + 5);
+}
+
+TEST_F(LoadTest, NothingIsSentAfterTheDuration) {
+  inference_.pause = std::chrono::milliseconds(10);
+  plan_.count = 1000000;
+  plan_.concurrency = 2;
+  plan_.duration_seconds = 0.3;
+  const LoadResult closed = Run();
+  EXPECT_GT(closed.completed, 2);
+  EXPECT_EQ(closed.completed, closed.started) << "what was in flight is waited for";
+  EXPECT_EQ(closed.cut_short, 0);
+  EXPECT_GE(closed.seconds, 0.3);
+  EXPECT_LT(closed.seconds, 10);
+  plan_.rate = 100;
+  PoissonArrivals arrivals(plan_.rate, plan_.arrival_seed);
+  int expected = 0;
+  while (arrivals.Next() < 0.3) ++expected;
+  EXPECT_EQ(Run().completed, expected) << "all that were due, and no more";
 }
 
 TEST_F(LoadTest, TheTimeoutIsOfEachRequest) {
