@@ -40,12 +40,12 @@ Answer Check(HealthV1::Stub* stub, const std::string& service, double seconds,
 
 // Asks until the answer is SERVING, the time is over or the user interrupts; the last answer.
 Answer WaitForServing(HealthV1::Stub* stub, const HealthOptions& options, Connection* connection) {
-  using Clock = std::chrono::steady_clock;
   const std::chrono::duration<double> wait(*options.wait_seconds);
-  const Clock::time_point start = Clock::now();
+  const auto start = std::chrono::steady_clock::now();
   Answer answer = Check(stub, options.service, wait.count(), connection);
   while (!answer.serving() && !connection->interrupted()) {
-    const std::chrono::duration<double> left = wait - (Clock::now() - start) - kPollInterval;
+    const std::chrono::duration<double> left =
+        wait - (std::chrono::steady_clock::now() - start) - kPollInterval;
     if (left.count() <= 0) break;
     std::this_thread::sleep_for(kPollInterval);
     answer = Check(stub, options.service, left.count(), connection);
