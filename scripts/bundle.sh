@@ -53,7 +53,7 @@ esac
 for program in "${programs[@]}"; do
   [ -x "$build/$program" ] || { echo "bundle.sh: $build/$program is not built" >&2; exit 1; }
 done
-case "$out" in "$PWD" | / | "$HOME" | "$caller") echo "bundle.sh: not into $out" >&2; exit 2 ;; esac
+case "$out" in "$PWD" | / | "${HOME:-/}" | "$caller") echo "bundle.sh: not into $out" >&2; exit 2 ;; esac
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/models"
 for program in "${programs[@]}"; do
