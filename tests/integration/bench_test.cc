@@ -66,6 +66,27 @@ TEST(BenchTest, CountsEveryRequestAndToken) {
   EXPECT_TRUE(harness->BecomesIdle());
 }
 
+TEST(BenchTest, OpenLoopConversationsShareAPrefixAndAnswerAsAlone) {
+  const auto harness = Harness::Stories();
+  ASSERT_NE(harness, nullptr);
+  const BenchRun run =
+      Bench(*harness, {"--rate", "50", "--count", "12", "--turns", "3", "--shared-prefix-tokens",
+                       "64", "--prompt-tokens", "5..20", "--output-tokens", "4..16", "--warm-up",
+                       "2", "--check", "6", "--goodput", "ttft=60s,itl=60s"});
+  EXPECT_EQ(run.exit_code, 0) << run.report;
+  ASSERT_TRUE(run.report.is_object());
+  const json& report = run.report;
+  EXPECT_EQ(report["requests"]["started"], 12);
+  EXPECT_EQ(report["requests"]["completed"], 36);
+  EXPECT_EQ(report["goodput"]["requests"], 36);
+  EXPECT_EQ(report["check"]["compared"], 6);
+  EXPECT_EQ(report["check"]["different_from_solo"], 0) << report["check"];
+  // The warm-up's requests left the prefix in the cache: four blocks of 16 tokens, for each turn.
+  EXPECT_GE(report["cached_tokens"], 36 * 64);
+  EXPECT_LT(report["cached_tokens"], report["input_tokens"]);
+  EXPECT_TRUE(harness->BecomesIdle());
+}
+
 TEST(BenchTest, AFullQueueFailsSomeRequestsAndTheRunGoesOn) {
   ServerConfig config = Harness::DefaultConfig();
   config.scheduler.max_running = 1;
