@@ -5,6 +5,7 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,7 +96,8 @@ class Bench {
 
 std::optional<int> Bench::Prepare(const BenchReport& report, const Console& console) {
   constexpr int64_t kMostEntries = 2000;  // that a server is asked to count for a minute at most
-  const BenchWorkload& workload = report.options.workload;
+  BenchWorkload workload = report.options.workload;
+  workload.cache_salt = absl::StrCat("bench-", std::random_device()(), "-", std::random_device()());
   std::vector<BenchLengths> lengths;
   if (!workload.dataset.empty()) {
     auto dataset = ReadDataset(workload.dataset);
@@ -177,6 +179,7 @@ void Bench::Check(BenchReport* report) {
   plan.num_samples = plan.count;
   plan.make_request = [&requests](int64_t index, int32_t, const std::vector<int32_t>&) {
     v1::GenerateRequest request = *requests[static_cast<size_t>(index)];
+    request.clear_cache_salt();
     request.set_cache_prompt(false);  // or a wrong block would answer twice
     return std::optional(std::move(request));
   };

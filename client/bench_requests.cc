@@ -90,6 +90,7 @@ std::optional<v1::GenerateRequest> BenchRequests::Make(int64_t index, int32_t tu
   std::mt19937_64 random = Generator(workload_.seed, words);
   v1::GenerateRequest request;
   if (workload_.model) request.set_model(*workload_.model);
+  if (!workload_.cache_salt.empty()) request.set_cache_salt(workload_.cache_salt);
   request.mutable_sampling()->set_temperature(static_cast<float>(workload_.temperature));
   request.mutable_sampling()->set_seed(random());
   const BenchLengths lengths = Draw(index, turn, &random);

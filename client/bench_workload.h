@@ -34,6 +34,7 @@ struct BenchWorkload {
   uint64_t seed = 0;
   double temperature = 0;
   std::optional<std::string> model;
+  std::string cache_salt;  // of every request; empty: none
 };
 
 struct BenchLengths {

@@ -8,7 +8,9 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -205,6 +207,27 @@ std::function<std::vector<v1::GenerateStreamResponse>(const v1::GenerateRequest&
     messages[1].mutable_finished()->mutable_usage()->set_cached_tokens(2);
     return messages;
   };
+}
+
+TEST_F(BenchTest, RunsDoNotFindEachOthersPromptsCached) {
+  std::mutex mutex;
+  std::set<std::string> salts;
+  int alone = 0;
+  server_.inference.on_stream = [&](const v1::GenerateRequest& request) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (request.has_cache_salt()) {
+      salts.insert(request.cache_salt());
+    } else {
+      EXPECT_FALSE(request.cache_prompt());
+      ++alone;
+    }
+    return Answers(3, 3)(request);
+  };
+  for (size_t run = 1; run <= 2; ++run) {
+    EXPECT_EQ(Bench({"--output-tokens", "4", "--count", "9", "--check", "2"}).exit_code, 0);
+    EXPECT_EQ(salts.size(), run);
+  }
+  EXPECT_EQ(alone, 4);
 }
 
 TEST_F(BenchTest, AWrongAnswerTurnsTheExitCode) {
