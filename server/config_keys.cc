@@ -260,8 +260,8 @@ constexpr ConfigKey kKeys[] = {
      .help =
          "What a level of a request's priority is worth in waiting: a request that has waited so "
          "long goes before those that come with a priority one higher.",
-     .min = 0.1,
-     .max = 86400},
+     .max = kDay,
+     .above_min = true},
 
     {.name = "kv_cache.block_size",
      .field = FIELD(kv_cache.block_size),

@@ -6,6 +6,7 @@ https://docs.docker.com/reference/dockerfile/#environment-replacement.
 """
 import dataclasses
 import fnmatch
+import functools
 import json
 import pathlib
 import re
@@ -171,12 +172,17 @@ def read_rules(text: str) -> list[str]:
 
 
 def context(root: pathlib.Path, rules: list[str]) -> list[pathlib.PurePosixPath]:
-    """The files below root, relative to it, that the rules let into the context."""
+    """The files below root, relative to it, that the rules let into the context. Looks once."""
+    return _context(root, tuple(rules))
+
+
+@functools.cache
+def _context(root: pathlib.Path, rules: tuple[str, ...]) -> list[pathlib.PurePosixPath]:
     found: list[pathlib.PurePosixPath] = []
     tops = {rule.removeprefix("!").strip("/").split("/")[0] for rule in rules if rule.startswith("!")}
     for top in sorted(root.iterdir()):
         # With a first rule `*` nothing else can come in: no need to walk through build folders.
-        if rules[:1] == ["*"] and not any(fnmatch.fnmatchcase(top.name, t) for t in tops):
+        if rules[:1] == ("*",) and not any(fnmatch.fnmatchcase(top.name, t) for t in tops):
             continue
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             relative = pathlib.PurePosixPath(path.relative_to(root))

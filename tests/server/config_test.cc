@@ -206,7 +206,7 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"connections.max_streams", "0", "-1"},
         BoundCase{"limits.max_requests_per_client", "0", "-1"},
         BoundCase{"scheduler.refuse_late", "true", "1"},
-        BoundCase{"scheduler.aging_seconds", "0.1", "0"},
+        BoundCase{"scheduler.aging_seconds", "0.001", "0"},
         BoundCase{"server.listen", "localhost:65535", "localhost:65536"},
         BoundCase{"server.listen", "[::]:1", "::1"}, BoundCase{"server.listen", "a:0", ":0"},
         BoundCase{"server.listen", "a:0", "a"}, BoundCase{"server.listen", "a:0", "a:"},
