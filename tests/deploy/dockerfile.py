@@ -181,6 +181,8 @@ def _context(root: pathlib.Path, rules: tuple[str, ...]) -> list[pathlib.PurePos
     found: list[pathlib.PurePosixPath] = []
     tops = {rule.removeprefix("!").strip("/").split("/")[0] for rule in rules if rule.startswith("!")}
     for top in sorted(root.iterdir()):
+        if top.name in (".git", "build"):
+            continue  # too much to walk through; container_test.py checks that rules keep them out
         # With a first rule `*` nothing else can come in: no need to walk through build folders.
         if rules[:1] == ("*",) and not any(fnmatch.fnmatchcase(top.name, t) for t in tops):
             continue
