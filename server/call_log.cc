@@ -53,9 +53,10 @@ void CallLog::Write(const CallRecord& record, const char* code) const {
     return;
   }
   const CallFigures& figures = record.figures;
+  const std::string client = record.client();  // fields only refer to what they say
   std::vector<LogField> fields = {{"rpc", kRpcNames[static_cast<size_t>(record.rpc_)]},
                                   {"status", code},
-                                  {"client", record.client()},
+                                  {"client", client},
                                   {"model", model_}};
   if (!figures.request_id.empty()) fields.push_back({"request_id", figures.request_id});
   if (!record.trace_id_.empty()) fields.push_back({"trace_id", record.trace_id_});

@@ -155,7 +155,8 @@ void ExpectLogprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprob>& 
 TEST(OutputTest, LogprobsAreTheReference) {
   const auto harness = Harness::Stories();
   std::ifstream file(FERRITE_SOURCE_DIR "/tests/fixtures/sampling/logprobs.json");
-  for (const nlohmann::json& reference : nlohmann::json::parse(file)["cases"]) {
+  const nlohmann::json cases = nlohmann::json::parse(file)["cases"];
+  for (const nlohmann::json& reference : cases) {
     for (const int num_top : {0, 5, 20}) {
       SCOPED_TRACE(testing::Message() << reference["sampling"] << " top " << num_top);
       v1::GenerateRequest request = test::Greedy("", 24);
