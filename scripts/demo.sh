@@ -61,7 +61,7 @@ build/cpu/server/ferrite-server --config config/server.yaml --model.path="$folde
 server=$!
 port=
 for _ in $(seq 100); do
-  port=$(sed -n 's/.* ready .*port=\([0-9]*\).*/\1/p' "$log")
+  port=$(sed -n 's/.* ready .* port=\([0-9]*\).*/\1/p' "$log")
   [ -n "$port" ] && break
   kill -0 "$server" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.05
