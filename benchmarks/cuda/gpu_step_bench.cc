@@ -1,5 +1,5 @@
 // Whole steps of the CUDA backend on random weights of a named shape: decode at several batch sizes
-// and prefill, each beside its floor on this chip (docs: DESIGN's "How we count"). The step is as
+// and prefill, each beside its floor on this chip (docs/performance.md). The step is as
 // served: all layers, head, sampling, two steps outstanding. Prints one JSON object.
 #include <cuda_profiler_api.h>
 

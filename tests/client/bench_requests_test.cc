@@ -6,23 +6,13 @@
 #include <set>
 #include <string>
 #include <vector>
+#include "tests/client/small_model.h"
 
 namespace ferrite {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
-
-v1::GetModelInfoResponse SmallModel() {
-  v1::GetModelInfoResponse model;
-  model.set_name("small");
-  model.set_vocab_size(10);
-  model.set_context_length(200);
-  model.set_bos_token_id(1);
-  model.add_eos_token_ids(2);
-  model.add_eos_token_ids(9);
-  return model;
-}
 
 BenchWorkload Workload(int32_t prompt_tokens, uint64_t seed = 0) {
   BenchWorkload workload;

@@ -18,6 +18,7 @@
 
 #include "client/bench_report.h"
 #include "tests/client/fake_server.h"
+#include "tests/client/small_model.h"
 
 namespace ferrite {
 namespace {
@@ -26,17 +27,6 @@ using ::testing::AllOf;
 using ::testing::Ge;
 using ::testing::HasSubstr;
 using ::testing::Lt;
-
-v1::GetModelInfoResponse SmallModel() {
-  v1::GetModelInfoResponse model;
-  model.set_name("small");
-  model.set_vocab_size(10);
-  model.set_context_length(200);
-  model.set_bos_token_id(1);
-  model.add_eos_token_ids(2);
-  model.add_eos_token_ids(9);
-  return model;
-}
 
 class BenchTest : public testing::Test {
  protected:

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,23 @@ class EngineFixture : public ::testing::Test {
     request.prompt = std::move(prompt);
     request.max_new_tokens = max_new_tokens;
     return request;
+  }
+
+  // The tokens that the fake device gives this request when it runs alone, by definition.
+  std::vector<TokenId> SoloTokens(const EngineRequest& request) const {
+    std::vector<TokenId> context = request.prompt;
+    std::vector<TokenId> output;
+    const std::vector<TokenId>& ends = request.sampling.end_token_ids;
+    while (static_cast<int32_t>(output.size()) < request.max_new_tokens) {
+      const TokenId token = fake_.source(context);
+      context.push_back(token);
+      output.push_back(token);
+      if (static_cast<int32_t>(output.size()) >= request.sampling.min_new_tokens &&
+          std::count(ends.begin(), ends.end(), token) > 0) {
+        break;
+      }
+    }
+    return output;
   }
 
   // Every block is free again, nothing is in flight, and the device saw nothing wrong.

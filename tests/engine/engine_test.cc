@@ -13,26 +13,8 @@
 namespace ferrite {
 namespace {
 
-using test::FakeBackendOptions;
 using test::StreamReader;
 using ::testing::HasSubstr;
-
-// The tokens that the fake device gives this request when it runs alone, by definition.
-std::vector<TokenId> SoloTokens(const EngineRequest& request, const FakeBackendOptions& fake) {
-  std::vector<TokenId> context = request.prompt;
-  std::vector<TokenId> output;
-  const std::vector<TokenId>& ends = request.sampling.end_token_ids;
-  while (static_cast<int32_t>(output.size()) < request.max_new_tokens) {
-    const TokenId token = fake.source(context);
-    context.push_back(token);
-    output.push_back(token);
-    if (static_cast<int32_t>(output.size()) >= request.sampling.min_new_tokens &&
-        std::count(ends.begin(), ends.end(), token) > 0) {
-      break;
-    }
-  }
-  return output;
-}
 
 using EngineTest = test::EngineFixture;
 
@@ -42,7 +24,7 @@ TEST_F(EngineTest, GeneratesToTheLengthLimit) {
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   ASSERT_TRUE(reader->WaitForEnd());
-  EXPECT_EQ(reader->tokens(), SoloTokens(request, fake_));
+  EXPECT_EQ(reader->tokens(), SoloTokens(request));
   EXPECT_EQ(reader->completion().reason, FinishReason::kLength);
   EXPECT_EQ(reader->completion().prompt_tokens, 3);
   EXPECT_EQ(reader->completion().completion_tokens, 20);
@@ -97,7 +79,7 @@ TEST_F(EngineTest, ServesARequestAsLongAsTheWholePool) {
   const auto reader = StreamReader::Create();
   ASSERT_TRUE(engine_->Submit(request, reader->stream()).ok());
   ASSERT_TRUE(reader->WaitForEnd());
-  EXPECT_EQ(reader->tokens(), SoloTokens(request, fake_));
+  EXPECT_EQ(reader->tokens(), SoloTokens(request));
   ExpectIdle();
 }
 
@@ -249,7 +231,7 @@ TEST_P(EngineStormTest, SurvivorsGetTheirSoloTokensAndNothingLeaks) {
   }
   for (Client& client : clients) {
     ASSERT_TRUE(client.reader->WaitForEnd()) << client.request.id;
-    std::vector<TokenId> expected = SoloTokens(client.request, fake_);
+    std::vector<TokenId> expected = SoloTokens(client.request);
     const std::vector<TokenId> tokens = client.reader->tokens();
     EXPECT_EQ(client.reader->completion().completion_tokens, static_cast<int32_t>(tokens.size()));
     if (client.disturbed) {

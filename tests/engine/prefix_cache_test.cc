@@ -50,12 +50,6 @@ class PrefixCacheTest : public test::EngineFixture {
     return reader->completion().cached_tokens;
   }
 
-  std::vector<TokenId> SoloTokens(const EngineRequest& request) const {
-    std::vector<TokenId> context = request.prompt;
-    for (int32_t i = 0; i < request.max_new_tokens; ++i) context.push_back(fake_.source(context));
-    return {context.begin() + static_cast<int64_t>(request.prompt.size()), context.end()};
-  }
-
   uint64_t hit_tokens() { return engine_->worker_stats(0).prefix_hit_tokens.value(); }
   uint64_t queried_tokens() { return engine_->worker_stats(0).prefix_queried_tokens.value(); }
 };

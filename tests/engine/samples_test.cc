@@ -47,14 +47,6 @@ class SamplesTest : public test::EngineFixture {
     EXPECT_TRUE(status.ok()) << status;
     return readers;
   }
-
-  std::vector<TokenId> SoloTokens(const EngineRequest& request) const {
-    std::vector<TokenId> context = request.prompt;
-    for (int32_t i = 0; i < request.max_new_tokens; ++i) {
-      context.push_back(fake_.source(context));
-    }
-    return {context.begin() + static_cast<int64_t>(request.prompt.size()), context.end()};
-  }
 };
 
 TEST_F(SamplesTest, SamplesFitWhereOnlyASharedPromptDoes) {
