@@ -111,6 +111,8 @@ Json Server(const BenchReport& report) {
                        {"max_step_tokens", worker.max_step_tokens()}});
   }
   return {{"version", report.server.version()},
+          {"deterministic", report.server.deterministic()},
+          {"fingerprint", report.server.fingerprint()},
           {"model", report.model.name()},
           {"num_parameters", report.model.num_parameters()},
           {"workers", workers}};

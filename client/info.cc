@@ -58,9 +58,12 @@ void PrintText(const Info& info, std::ostream& out) {
   const v1::GetServerInfoResponse& server = info.server;
   out << absl::StrFormat(
       "server     ferrite %s (%s), up %.1f s, ready after %.2f s%s\n"
-      "           messages up to %d bytes\n",
+      "           messages up to %d bytes\n"
+      "           answers %s, fingerprint %s\n",
       server.version(), server.compiler(), server.uptime_seconds(), server.startup_seconds(),
-      info.load.draining() ? ", draining" : "", server.max_message_bytes());
+      info.load.draining() ? ", draining" : "", server.max_message_bytes(),
+      server.deterministic() ? "deterministic" : "may depend on what else is served",
+      server.fingerprint());
   const v1::GetModelInfoResponse& model = info.model;
   out << absl::StrFormat(
       "model      %s (%s), %d parameters\n"

@@ -36,6 +36,9 @@ target_include_directories(ferrite_text SYSTEM INTERFACE
 target_link_libraries(ferrite_text INTERFACE
   ${FERRITE_PCRE2_LIBRARY} ${FERRITE_UTF8PROC_LIBRARY})
 
+# Compiled into us: nothing of it is needed at run time.
+find_path(FERRITE_XXHASH_INCLUDE xxhash.h REQUIRED)
+
 # The distribution's prometheus-cpp-config.cmake asks for CURL, which only pushing needs.
 find_path(FERRITE_PROMETHEUS_INCLUDE prometheus/text_serializer.h REQUIRED)
 find_library(FERRITE_PROMETHEUS_CORE prometheus-cpp-core REQUIRED)

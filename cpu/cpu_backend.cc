@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "cpu/forward.h"
+#include "cpu/isa.h"
 #include "cpu/simd_ops.h"
 #include "engine/status_macros.h"
 
@@ -128,13 +129,16 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Create(const ModelConfig
                          .scores_tokens = true,
                          .pools = true,
                          .num_parameters = 0,
+                         .platform = absl::StrCat("x86-64 with ", IsaName(BestIsa())),
+                         .deterministic = options.deterministic,
                          .pipeline_depth = 1};
   const ForwardOptions forward{.compute_type = type,
                                .num_blocks = info.num_blocks,
                                .block_size = info.block_size,
                                .max_sequences = info.max_sequences,
                                .max_step_tokens = info.max_step_tokens,
-                               .max_sequence_length = info.max_sequence_length};
+                               .max_sequence_length = info.max_sequence_length,
+                               .deterministic = options.deterministic};
   try {
     std::unique_ptr<CpuBackend> backend(new CpuBackend(info));
     backend->pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads

@@ -31,6 +31,7 @@ struct CpuBackendOptions {
   int32_t max_sequences = 1;
   int32_t max_step_tokens = 1;
   int32_t max_sequence_length = 0;  // 0: the model's
+  bool deterministic = false;       // as BackendInfo has it
 };
 
 // Launch computes the step before it returns; Wait hands over the result. Create, and all the calls

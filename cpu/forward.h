@@ -26,6 +26,8 @@ struct ForwardOptions {
   int32_t max_sequences = 0;
   int32_t max_step_tokens = 0;
   int32_t max_sequence_length = 0;
+  // Logits are the same bits whatever else is in a step, however a prompt is cut.
+  bool deterministic = false;
 };
 
 // Holds the weights, the KV pool and every buffer a step needs; a step allocates nothing (except

@@ -17,6 +17,18 @@ Isa BestIsa() {
   return Isa::kBaseline;
 }
 
+const char* IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "AVX-512";
+    case Isa::kAvx2:
+      return "AVX2";
+    case Isa::kBaseline:
+      break;
+  }
+  return "SSE2";
+}
+
 bool CpuMultipliesBf16() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx512bf16") || __builtin_cpu_supports("amx-bf16");

@@ -1,5 +1,7 @@
 #include "cuda/cuda_backend.h"
 
+#include <cublasLt.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -176,6 +178,8 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
                    .scores_tokens = true,
                    .pools = true,
                    .num_parameters = 0,
+                   .platform = absl::StrCat(device.name, ", cuBLAS ", cublasLtGetVersion()),
+                   .deterministic = options.deterministic,
                    .pipeline_depth = 2};
   weight_options.max_positions = info.max_sequence_length;
   weight_options.progress = options.progress;

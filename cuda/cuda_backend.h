@@ -37,6 +37,7 @@ struct CudaBackendOptions {
   int32_t max_sequence_length = 0;  // 0: the model's
   bool graphs = true;               // false: every step is enqueued kernel by kernel
   LoadProgress progress;            // or empty
+  bool deterministic = false;       // as BackendInfo has it
   // false: quantised weights are dequantised for every product, as those are that no kernel of ours
   // takes.
   bool fused_int4 = true;

@@ -33,6 +33,11 @@ int32_t QkvSize(const ModelConfig& config) { return config.q_size() + 2 * config
 // The batch sizes whose plans bound the attention workspace: it grows with both.
 size_t AttentionWorkspaceBytes(const ModelConfig& config, const BackendInfo& info,
                                int32_t num_multiprocessors) {
+  if (info.deterministic) {
+    return PlanFixedDecodeAttention(info.max_sequences, config.num_heads, config.num_kv_heads,
+                                    config.head_dim, info.max_sequence_length)
+        .workspace_bytes;
+  }
   size_t bytes = 0;
   for (int32_t sequences = 1; sequences <= info.max_sequences; ++sequences) {
     const DecodePlan plan =
@@ -62,12 +67,15 @@ absl::StatusOr<std::unique_ptr<GpuForward>> GpuForward::Create(const ModelConfig
                                                                const Stream& stream) {
   RETURN_IF_ERROR(stream.MakeDeviceCurrent());
   ASSIGN_OR_RETURN(const DeviceInfo device, QueryDevice(stream.device()));
-  ASSIGN_OR_RETURN(
-      Products products,
-      Products::Create(weights, std::max(info.max_step_tokens, info.max_sequences), stream));
+  ASSIGN_OR_RETURN(Products products,
+                   Products::Create(weights, std::max(info.max_step_tokens, info.max_sequences),
+                                    info.deterministic, stream));
   std::unique_ptr<GpuForward> pass(
       new GpuForward(config, info, weights, stream, std::move(products)));
   pass->num_multiprocessors_ = device.num_multiprocessors;
+  if (info.deterministic) {
+    RETURN_IF_ERROR(pass->PrepareProducts());
+  }
   RETURN_IF_ERROR(pass->Allocate());
   RETURN_IF_ERROR(pass->SizeScratch());
   return pass;
@@ -96,6 +104,18 @@ int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo&
                               SampleWorkspaceBytes(info.max_sequences, config.vocab_size) +
                               LogprobsWorkspaceBytes(info.max_sequences, config.vocab_size) +
                               info.max_sequences * sizeof(GpuRowLogprobs));
+}
+
+absl::Status GpuForward::PrepareProducts() {
+  const int32_t tokens = std::max(info_.max_step_tokens, info_.max_sequences);
+  for (const LayerWeights& layer : weights_.layers) {
+    RETURN_IF_ERROR(
+        products_.Prepare(tokens, config_.qk_norm ? Epilogue::kFp32 : Epilogue::kStore, layer.qkv));
+    RETURN_IF_ERROR(products_.Prepare(tokens, Epilogue::kAdd, layer.o));
+    RETURN_IF_ERROR(products_.Prepare(tokens, Epilogue::kStore, layer.gate_up));
+    RETURN_IF_ERROR(products_.Prepare(tokens, Epilogue::kAdd, layer.down));
+  }
+  return products_.Prepare(info_.max_sequences, Epilogue::kFp32, weights_.lm_head);
 }
 
 absl::Status GpuForward::Allocate() {
@@ -156,6 +176,18 @@ absl::Status GpuForward::SizeScratch() {
           static_cast<int64_t>(AttentionWorkspaceBytes(config_, info_, num_multiprocessors_) /
                                sizeof(float)),
           "attention's workspace"));
+  if (info_.deterministic) {
+    const auto counters = static_cast<int64_t>(
+        PlanFixedDecodeAttention(info_.max_sequences, config_.num_heads, config_.num_kv_heads,
+                                 config_.head_dim, info_.max_sequence_length)
+            .counters);
+    ASSIGN_OR_RETURN(attention_counters_,
+                     DeviceBuffer<int32_t>::Create(device, counters, "attention's workspace"));
+    if (counters > 0) {
+      FERRITE_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(attention_counters_.data(), 0,
+                                                   attention_counters_.bytes(), stream_.get()));
+    }
+  }
   ASSIGN_OR_RETURN(sample_workspace_,
                    DeviceMemory::Create(device,
                                         static_cast<int64_t>(SampleWorkspaceBytes(
@@ -204,7 +236,7 @@ absl::Status GpuForward::Enqueue(const GpuStep& step) const {
 }
 
 bool GpuForward::AttentionPrepares(const GpuStep& step) const {
-  return step.num_decodes == step.shape.tokens &&
+  return !info_.deterministic && step.num_decodes == step.shape.tokens &&
          CanPrepareHeads(config_.head_dim, info_.block_size);
 }
 
@@ -225,7 +257,8 @@ absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const 
     RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
                                   Epilogue::kSiluMul, activated_.data()));
   } else {
-    const bool is_fp32 = rows <= kMaxPreciseRows && 2 * rows <= info_.max_step_tokens;
+    const bool is_fp32 =
+        !info_.deterministic && rows <= kMaxPreciseRows && 2 * rows <= info_.max_step_tokens;
     RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
                                   is_fp32 ? Epilogue::kFp32 : Epilogue::kStore, gate_up_.data()));
     FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), is_fp32, rows,
@@ -290,23 +323,36 @@ absl::Status GpuForward::EnqueueAttention(const GpuStep& step, int32_t layer) co
   attention.workspace = attention_workspace_.data();
   if (step.num_decodes > 0) {
     attention.num_sequences = step.num_decodes;
-    const DecodePlan plan =
-        PlanDecodeAttention(step.num_decodes, config_.num_heads, config_.num_kv_heads,
-                            config_.head_dim, info_.max_sequence_length, num_multiprocessors_);
-    FERRITE_RETURN_IF_CUDA_ERROR(DecodeAttention(attention, plan, stream_.get()));
+    FERRITE_RETURN_IF_CUDA_ERROR(AttendDecodes(attention));
   }
   if (step.num_decodes < step.shape.sequences) {
     attention.first_sequence = step.num_decodes;
     attention.num_sequences = step.shape.sequences - step.num_decodes;
-    FERRITE_RETURN_IF_CUDA_ERROR(
-        PrefillAttention(attention, step.shape.tokens - step.num_decodes, stream_.get()));
+    const int32_t tokens = step.shape.tokens - step.num_decodes;
+    FERRITE_RETURN_IF_CUDA_ERROR(info_.deterministic
+                                     ? FixedPrefillAttention(attention, tokens, stream_.get())
+                                     : PrefillAttention(attention, tokens, stream_.get()));
   }
   return absl::OkStatus();
 }
 
+cudaError_t GpuForward::AttendDecodes(const AttentionArguments& attention) const {
+  const int32_t sequences = attention.num_sequences;
+  if (info_.deterministic) {
+    const FixedDecodePlan plan =
+        PlanFixedDecodeAttention(sequences, config_.num_heads, config_.num_kv_heads,
+                                 config_.head_dim, info_.max_sequence_length);
+    return FixedDecodeAttention(attention, plan, attention_counters_.data(), stream_.get());
+  }
+  const DecodePlan plan =
+      PlanDecodeAttention(sequences, config_.num_heads, config_.num_kv_heads, config_.head_dim,
+                          info_.max_sequence_length, num_multiprocessors_);
+  return DecodeAttention(attention, plan, stream_.get());
+}
+
 absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
   const int32_t rows = step.shape.samples;
-  if (step.shape.tokens == 1) {  // its row is the one that is sampled
+  if (step.shape.tokens == 1 && !info_.deterministic) {  // its row is the one that is sampled
     return NormedProduct(rows, weights_.final_norm.data(), weights_.lm_head, Epilogue::kFp32,
                          logits_.data());
   }
@@ -320,6 +366,7 @@ absl::Status GpuForward::ProjectRows(const int32_t* rows, int32_t num_rows) cons
   norm.rows = rows;
   norm.weight = weights_.final_norm.data();
   norm.epsilon = config_.rms_norm_eps;
+  norm.fixed = info_.deterministic;
   norm.num_rows = num_rows;
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
@@ -357,6 +404,7 @@ absl::Status GpuForward::EnqueuePooling(const GpuStep& step) const {
   pool.items = step.inputs.pool_items;
   pool.num_items = step.shape.pooled;
   pool.max_tokens = step.max_pooled_tokens;
+  pool.in_order = info_.deterministic;
   pool.scales = pool_scales_.data();
   pool.sums = pool_sums_.data();
   pool.out = pooled_.data();
@@ -422,6 +470,7 @@ absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight, c
   norm.residual = residual_.data();
   norm.weight = norm_weight;
   norm.epsilon = config_.rms_norm_eps;
+  norm.fixed = info_.deterministic;
   norm.num_rows = rows;
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();

@@ -74,6 +74,8 @@ class GpuForward {
   GpuForward(const ModelConfig& config, const BackendInfo& info,
              const TransformerGpuWeights& weights, const Stream& stream, Products products);
 
+  // Of a deterministic pass.
+  absl::Status PrepareProducts();
   absl::Status Allocate();
   absl::Status SizeScratch();
   // Whether attention prepares the heads of all the step's tokens itself.
@@ -82,6 +84,7 @@ class GpuForward {
   bool KeepsRawHeads(const GpuStep& step) const;
   absl::Status EnqueueLayer(const GpuStep& step, int32_t layer) const;
   absl::Status EnqueueAttention(const GpuStep& step, int32_t layer) const;
+  cudaError_t AttendDecodes(const AttentionArguments& attention) const;
   // logits_ is scratch to it.
   absl::Status EnqueueScores(const GpuStep& step) const;
   absl::Status EnqueuePooling(const GpuStep& step) const;
@@ -120,13 +123,14 @@ class GpuForward {
   DeviceBuffer<float> logits_;        // [S, vocab]
   DeviceBuffer<int32_t> sampled_;     // [S]
   DeviceBuffer<float> attention_workspace_;
-  DeviceBuffer<GpuRowLogprobs> logprobs_;  // [S]
-  DeviceBuffer<GpuRowLogprobs> scores_;    // [T]
-  DeviceBuffer<float> adjusted_;           // [S, vocab]
-  DeviceBuffer<int32_t> adjusted_slots_;   // [S]
-  DeviceBuffer<float> pool_scales_;        // [T]
-  DeviceBuffer<float> pool_sums_;          // [S, hidden]
-  DeviceBuffer<float> pooled_;             // [S, hidden]
+  DeviceBuffer<int32_t> attention_counters_;  // of a deterministic pass
+  DeviceBuffer<GpuRowLogprobs> logprobs_;     // [S]
+  DeviceBuffer<GpuRowLogprobs> scores_;       // [T]
+  DeviceBuffer<float> adjusted_;              // [S, vocab]
+  DeviceBuffer<int32_t> adjusted_slots_;      // [S]
+  DeviceBuffer<float> pool_scales_;           // [T]
+  DeviceBuffer<float> pool_sums_;             // [S, hidden]
+  DeviceBuffer<float> pooled_;                // [S, hidden]
   DeviceMemory sample_workspace_;
   DeviceMemory logprobs_workspace_;
 };

@@ -10,6 +10,7 @@
 #include "cuda/cuda_status.h"
 #include "cuda/device.h"
 #include "cuda/kernels/add_bias.h"
+#include "cuda/kernels/fill_random.h"
 #include "cuda/kernels/gptq.h"
 #include "cuda/kernels/int4_matmul.h"
 #include "cuda/kernels/stream_int4.h"
@@ -187,10 +188,13 @@ bool Products::CanInt4Matmul(const Part& part) {
 }
 
 absl::StatusOr<Products> Products::Create(const TransformerGpuWeights& weights, int32_t max_rows,
-                                          const Stream& stream) {
+                                          bool deterministic, const Stream& stream) {
   const GpuType type = weights.embed_table.type();
   ASSIGN_OR_RETURN(GpuMatmul matmul, GpuMatmul::Create(type, stream));
   Products products(type, stream, std::move(matmul));
+  if (deterministic) {
+    ASSIGN_OR_RETURN(products.fixed_, FixedMatmul::Create(type, stream));
+  }
   RETURN_IF_ERROR(products.Allocate(weights, max_rows, stream.device()));
   return products;
 }
@@ -245,11 +249,11 @@ absl::Status Products::Allocate(const TransformerGpuWeights& weights, int32_t ma
 }
 
 bool Products::FusesNorm(int32_t rows, const Linear& linear) const {
-  return rows <= kMaxFusedNormRows && StreamsWhole(rows, linear);
+  return !fixed_.has_value() && rows <= kMaxFusedNormRows && StreamsWhole(rows, linear);
 }
 
 bool Products::FusesSiluMul(int32_t rows, const Linear& linear) const {
-  return linear.parts().size() == 1 && StreamsWhole(rows, linear);
+  return !fixed_.has_value() && linear.parts().size() == 1 && StreamsWhole(rows, linear);
 }
 
 absl::Status Products::Run(const Product& product, const Linear& linear) const {
@@ -265,8 +269,34 @@ absl::Status Products::Run(const Product& product, const Linear& linear) const {
   return absl::OkStatus();
 }
 
+absl::Status Products::Prepare(int32_t rows, Epilogue epilogue, const Linear& linear) {
+  // Its buffers are aligned as all are.
+  void* const y = reinterpret_cast<void*>(uintptr_t{256});
+  const Part whole = {.product = {.rows = rows, .epilogue = epilogue, .y = y},
+                      .y_stride = static_cast<int32_t>(linear.outputs())};
+  for (const LinearPart& linear_part : linear.parts()) {
+    const Part part = whole.From(linear_part.first_output);
+    if (const auto* weight = std::get_if<GpuWeight>(&linear_part.weight)) {
+      RETURN_IF_ERROR(fixed_->Prepare(
+          CublasArguments(part, weight->data(), weight->inputs(), weight->outputs())));
+      continue;
+    }
+    const auto [inputs, outputs] =
+        std::visit([](const auto& weight) { return std::pair(weight.inputs(), weight.outputs()); },
+                   linear_part.weight);
+    FERRITE_RETURN_IF_CUDA_ERROR(FillRandom(type_, dequantized_.data(), dequantized_.size(), 0.0f,
+                                            1.0f, /*seed=*/1, stream_));
+    const int64_t step = DequantizedOutputs(inputs, outputs);
+    for (int64_t first = 0; first < outputs; first += step) {
+      RETURN_IF_ERROR(fixed_->Prepare(CublasArguments(part.From(first), dequantized_.data(), inputs,
+                                                      std::min(step, outputs - first))));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Products::RunPart(const Part& part, const GpuWeight& weight) const {
-  if (!Streams(part.product.rows, part.is_contiguous, weight)) {
+  if (fixed_.has_value() || !Streams(part.product.rows, part.is_contiguous, weight)) {
     return RunCublas(part, weight.data(), weight.inputs(), weight.outputs());
   }
   StreamMatmulArguments arguments = StreamArguments(part, weight.inputs(), weight.outputs());
@@ -282,12 +312,12 @@ absl::Status Products::RunPart(const Part& part, const GpuQuantWeight& weight) c
 }
 
 absl::Status Products::RunPart(const Part& part, const MarlinWeight& weight) const {
-  if (Streams(part.product.rows, part.is_contiguous, weight)) {
+  if (!fixed_.has_value() && Streams(part.product.rows, part.is_contiguous, weight)) {
     return CudaStatus(StreamInt4(StreamArguments(part, weight.inputs(), weight.outputs()),
                                  weight.view(), stream_),
                       "StreamInt4");
   }
-  if (part.product.rows <= kMaxMarlinRows && CanInt4Matmul(part)) {
+  if (!fixed_.has_value() && part.product.rows <= kMaxMarlinRows && CanInt4Matmul(part)) {
     return RunInt4Matmul(part, weight);
   }
   return RunDequantized(part, weight.inputs(), weight.outputs(),
@@ -327,20 +357,27 @@ absl::Status Products::RunDequantized(const Part& part, int64_t inputs, int64_t 
   return absl::OkStatus();
 }
 
+GpuMatmulArguments Products::CublasArguments(const Part& part, const void* weight, int64_t inputs,
+                                             int64_t outputs) const {
+  const Product& product = part.product;
+  return {.rows = product.rows,
+          .inputs = static_cast<int32_t>(inputs),
+          .outputs = static_cast<int32_t>(outputs),
+          .x = product.x,
+          .weight = weight,
+          .y = product.y,
+          .y_stride = part.y_stride,
+          .fp32 = IsFp32(product.epilogue),
+          .add = product.epilogue == Epilogue::kAdd};
+}
+
 absl::Status Products::RunCublas(const Part& part, const void* weight, int64_t inputs,
                                  int64_t outputs) const {
   const Product& product = part.product;
   const bool fp32 = IsFp32(product.epilogue);
   const auto width = static_cast<int32_t>(outputs);
-  RETURN_IF_ERROR(matmul_.Run({.rows = product.rows,
-                               .inputs = static_cast<int32_t>(inputs),
-                               .outputs = width,
-                               .x = product.x,
-                               .weight = weight,
-                               .y = product.y,
-                               .y_stride = part.y_stride,
-                               .fp32 = fp32,
-                               .add = product.epilogue == Epilogue::kAdd}));
+  const GpuMatmulArguments arguments = CublasArguments(part, weight, inputs, outputs);
+  RETURN_IF_ERROR(fixed_.has_value() ? fixed_->Run(arguments) : matmul_.Run(arguments));
   if (part.bias == nullptr) {
     return absl::OkStatus();
   }

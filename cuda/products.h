@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cuda/device_buffer.h"
+#include "cuda/fixed_matmul.h"
 #include "cuda/gpu_matmul.h"
 #include "cuda/kernels/kernel_types.h"
 #include "cuda/kernels/stream_matmul.h"
@@ -38,9 +40,10 @@ struct Product {
 class Products {
  public:
   // For the projections of `weights`, with up to `max_rows` rows. `weights` and `stream` outlive
-  // it.
+  // it. `deterministic`: a row's result has the same bits whatever the other rows; each product
+  // then needs a Prepare.
   static absl::StatusOr<Products> Create(const TransformerGpuWeights& weights, int32_t max_rows,
-                                         const Stream& stream);
+                                         bool deterministic, const Stream& stream);
 
   // For planning memory: what Create allocates, generously, since it depends on the device.
   // `quantized`: whether any projection is.
@@ -51,6 +54,10 @@ class Products {
   bool FusesSiluMul(int32_t rows, const Linear& linear) const;
 
   absl::Status Run(const Product& product, const Linear& linear) const;
+
+  // Of deterministic products, before the first Run: finds out how those of `linear` with this
+  // epilogue and up to `rows` rows are to be computed. As FixedMatmul::Prepare.
+  absl::Status Prepare(int32_t rows, Product::Epilogue epilogue, const Linear& linear);
 
  private:
   // What of a product one part of its projection makes.
@@ -72,14 +79,17 @@ class Products {
                               const Dequantize& dequantize) const;
   absl::Status RunCublas(const Part& part, const void* weight, int64_t inputs,
                          int64_t outputs) const;
+  GpuMatmulArguments CublasArguments(const Part& part, const void* weight, int64_t inputs,
+                                     int64_t outputs) const;
   StreamMatmulArguments StreamArguments(const Part& part, int64_t inputs, int64_t outputs) const;
 
   GpuType type_;
   cudaStream_t stream_;
   GpuMatmul matmul_;
-  DeviceBuffer<float> partials_;    // of the streaming kernels
-  DeviceBuffer<int32_t> counters_;  // of the streaming kernels
-  DeviceMemory int4_workspace_;     // of Int4Matmul
+  std::optional<FixedMatmul> fixed_;  // of deterministic products
+  DeviceBuffer<float> partials_;      // of the streaming kernels
+  DeviceBuffer<int32_t> counters_;    // of the streaming kernels
+  DeviceMemory int4_workspace_;       // of Int4Matmul
   DeviceBuffer<uint16_t> dequantized_;
 };
 

@@ -32,6 +32,12 @@ struct BackendInfo {
   bool pools = false;                     // serves Batch::pooled_seqs
   int64_t num_parameters = 0;
   std::vector<MemoryUse> device_memory = {};  // of a GPU; empty for the host's
+  // What the last bits of its results depend on besides the model and compute_type: chip and
+  // libraries, such as "x86-64 with AVX-512".
+  std::string platform = {};
+  // Whether a sequence's results are the same bits whatever else is in its steps, however it is cut
+  // into them, and on every backend of the same platform.
+  bool deterministic = false;
   std::string remarks = {};  // what its log should say of how it does its work; or empty
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline
   // says 1, so that its results are delivered before the next step is computed.

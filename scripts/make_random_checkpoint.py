@@ -3,7 +3,8 @@
 
 For measuring a server as it is served without the real weights: matrices are normal with a standard
 deviation of 0.02, norms are ones, biases are zeros; the same seed gives the same weights (with torch
-and numpy each their own). No token ends a text. The shapes are those of cuda/model_shapes.cc, and
+and numpy each their own). With --int4 the layers' matrices are in GPTQ's symmetric 4 bits, uniform and
+with the same deviation. No token ends a text. The shapes are those of cuda/model_shapes.cc, and
 the tokenizer is another model's: what is generated is noise, and ids that it does not know are no
 text.
 
@@ -57,8 +58,27 @@ def config_of(shape):
     return config
 
 
+def int4_tensors(name, outputs, inputs, group_size):
+    """What GPTQ keeps of a matrix [outputs, inputs]."""
+    groups = inputs // group_size
+    yield name + ".qweight", (inputs // 8, outputs), "words"
+    yield name + ".qzeros", (groups, outputs // 8), "zero points"
+    yield name + ".scales", (groups, outputs), "scales"
+    yield name + ".g_idx", (inputs,), ("groups", group_size)
+
+
 def tensors_of(config):
-    """(name, shape, kind) of every tensor; kind is matrix, ones or zeros."""
+    """(name, shape, kind) of every tensor; kind is matrix, ones, zeros or one of 4-bit weights."""
+    quantization = config.get("quantization_config")
+    for name, shape, kind in plain_tensors_of(config):
+        if quantization and kind == "matrix" and ".layers." in name:
+            yield from int4_tensors(name.removesuffix(".weight"), *shape,
+                                    quantization["group_size"])
+        else:
+            yield name, shape, kind
+
+
+def plain_tensors_of(config):
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim", hidden // heads)
@@ -92,8 +112,31 @@ def elements(shape):
     return count
 
 
+# Uniform 0 to 15 has a deviation of sqrt((16^2 - 1) / 12); 8 is subtracted, and zero points are
+# stored less one.
+INT4_SCALE = DEVIATION / ((16 * 16 - 1) / 12) ** 0.5
+INT4_ZEROS = 0x77777777
+
+
+def type_of(kind, dtype):
+    """The name of a tensor's type, and its bytes an element."""
+    if kind == "scales":
+        return "F16", 2
+    return (dtype, 2) if kind in ("matrix", "ones", "zeros") else ("I32", 4)
+
+
+def int4_array(shape, kind):
+    """A tensor of 4-bit weights that is not random."""
+    import numpy
+    if kind == "scales":
+        return numpy.full(shape, INT4_SCALE, numpy.float16)
+    if kind == "zero points":
+        return numpy.full(shape, INT4_ZEROS, numpy.int32)
+    return (numpy.arange(shape[0]) // kind[1]).astype(numpy.int32)
+
+
 class TorchSource:
-    """Random tensors as arrays of 16-bit words, made on the GPU if there is one."""
+    """Random tensors as arrays of 16-bit or 32-bit words, made on the GPU if there is one."""
 
     def __init__(self, dtype, seed):
         import torch
@@ -103,6 +146,11 @@ class TorchSource:
         self._generator = torch.Generator(self._device).manual_seed(seed)
 
     def make(self, shape, kind):
+        if kind == "words":
+            return self._torch.randint(-2**31, 2**31, shape, dtype=self._torch.int32,
+                                       device=self._device, generator=self._generator).cpu().numpy()
+        if kind not in ("matrix", "ones", "zeros"):
+            return int4_array(shape, kind)
         values = self._torch.empty(shape, dtype=self._dtype, device=self._device)
         if kind == "matrix":
             values.normal_(0.0, DEVIATION, generator=self._generator)
@@ -122,6 +170,10 @@ class NumpySource:
 
     def make(self, shape, kind):
         numpy = self._numpy
+        if kind == "words":
+            return self._random.integers(-2**31, 2**31, shape, numpy.int32)
+        if kind not in ("matrix", "ones", "zeros"):
+            return int4_array(shape, kind)
         if kind != "matrix":
             return self._narrow(numpy.full(shape, kind == "ones", numpy.float32))
         words = numpy.empty(shape, numpy.uint16)
@@ -149,7 +201,7 @@ def shards_of(tensors):
     """Lists of tensors, each of about SHARD_BYTES at most."""
     shards, size = [[]], 0
     for tensor in tensors:
-        bytes_ = 2 * elements(tensor[1])
+        bytes_ = type_of(tensor[2], "")[1] * elements(tensor[1])
         if shards[-1] and size + bytes_ > SHARD_BYTES:
             shards.append([])
             size = 0
@@ -161,9 +213,10 @@ def shards_of(tensors):
 def write_shard(path, tensors, dtype, source):
     """One file as huggingface/safetensors describes the format."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape, _ in tensors:
-        end = offset + 2 * elements(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+    for name, shape, kind in tensors:
+        type_name, size = type_of(kind, dtype)
+        end = offset + size * elements(shape)
+        header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -203,6 +256,8 @@ def main():
                         help="a model's folder to take the tokenizer from")
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="bf16")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--int4", type=int, metavar="GROUP",
+                        help="the layers' matrices in 4 bits, with a scale for so many inputs")
     parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick try")
     options = parser.parse_args()
     config = config_of(options.shape)
@@ -211,6 +266,14 @@ def main():
             sys.exit(f"--layers is {options.layers}; {options.shape} has "
                      f"{config['num_hidden_layers']}")
         config["num_hidden_layers"] = options.layers
+    if options.int4 is not None:
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "sym": True,
+                                         "group_size": options.int4, "desc_act": False}
+        if not 8 <= options.int4 or any(
+                shape[1] % options.int4 for name, shape, kind in plain_tensors_of(config)
+                if kind == "matrix" and ".layers." in name):
+            sys.exit(f"--int4 is {options.int4}; the inputs of {options.shape}'s matrices must be "
+                     "multiples of it")
     config["torch_dtype"] = {"fp16": "float16", "bf16": "bfloat16"}[options.dtype]
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("model*.safetensors*"):

@@ -10,7 +10,7 @@ build_packages=(
   python3-pip python3-grpcio python3-protobuf
   protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libgrpc++-dev libabsl-dev
   libdnnl-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev
-  libpcre2-dev libutf8proc-dev libssl-dev
+  libpcre2-dev libutf8proc-dev libssl-dev libxxhash-dev
   prometheus-cpp-dev libcpp-httplib-dev
 )
 # Matched by name, since the version suffix differs between the distributions.

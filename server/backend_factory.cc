@@ -21,6 +21,7 @@ BackendOr CreateCpu(const ServerConfig& config, const ModelConfig& model,
                     const Checkpoint& checkpoint) {
   CpuBackendOptions options;
   options.compute_type = config.backend.compute_type;
+  options.deterministic = config.backend.deterministic;
   options.num_threads = config.backend.threads;
   options.num_blocks = config.kv_cache.blocks;
   options.kv_pool_bytes = config.kv_cache.memory_mb << 20;
@@ -39,6 +40,7 @@ BackendOr CreateCuda(const ServerConfig& config, const ModelConfig& model,
   CudaBackendOptions options;
   options.device = device;
   options.compute_type = config.backend.compute_type;
+  options.deterministic = config.backend.deterministic;
   options.gpu_memory_fraction = config.backend.gpu_memory_fraction;
   options.num_blocks = config.kv_cache.blocks;
   options.block_size = config.kv_cache.block_size;

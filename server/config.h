@@ -79,6 +79,7 @@ struct ServerConfig {
     std::string compute_type = "auto";
     int32_t threads = 0;
     double gpu_memory_fraction = 0.9;
+    bool deterministic = false;
     bool operator==(const Backend&) const = default;
   } backend;
 

@@ -220,6 +220,10 @@ constexpr ConfigKey kKeys[] = {
      .help = "How much of a GPU's memory may be in use once the KV cache has taken the rest.",
      .max = 1,
      .above_min = true},
+    {.name = "backend.deterministic",
+     .field = FIELD(backend.deterministic),
+     .help = "Whether the same request gets the same answer in every bit, whatever else is served "
+             "at the time. Costs speed on a GPU (docs/determinism.md)."},
 
     {.name = "workers",
      .field = FIELD(workers),

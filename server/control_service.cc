@@ -81,9 +81,12 @@ void ControlService::FillServerInfo(v1::GetServerInfoResponse* answer) const {
   answer->set_uptime_seconds(SecondsBetween(process_start_, Clock::now()));
   answer->set_startup_seconds(startup_seconds_.load());
   answer->set_max_message_bytes(max_message_bytes_);
+  answer->set_fingerprint(context_.model->fingerprint);
+  answer->set_deterministic(true);
   const SchedulerOptions& scheduler = engine_->options().scheduler;
   for (size_t i = 0; i < engine_->num_workers(); ++i) {
     const BackendInfo& info = engine_->worker_info(i);
+    answer->set_deterministic(answer->deterministic() && info.deterministic);
     v1::WorkerInfo* const worker = answer->add_workers();
     worker->set_index(static_cast<int32_t>(i));
     worker->set_device(info.device);

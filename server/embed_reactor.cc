@@ -82,6 +82,7 @@ absl::Status EmbedReactor::FillResponse() {
   v1::EmbedResponse response;
   response.set_request_id(request_id_);
   response.set_model(context_.request.model->name);
+  response.set_fingerprint(context_.request.model->fingerprint);
   response.set_pooling(ToWire(resolved_.pooling));
   response.set_normalized(resolved_.normalize);
   v1::Timings* const timings = response.mutable_timings();

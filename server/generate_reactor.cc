@@ -26,6 +26,7 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
   request.deadline = CallDeadline(call);
   info->set_request_id(request.id);
   info->set_model(context.request.model->name);
+  info->set_fingerprint(context.request.model->fingerprint);
   info->set_prompt_tokens(static_cast<int32_t>(request.prompt.size()));
   info->set_truncated_tokens(resolved.truncated_tokens);
   record->figures.request_id = request.id;

@@ -19,6 +19,8 @@ struct ServedModel {
   GenerationConfig generation;
   SentenceTransformers sentence_transformers;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::string digest;       // DigestModel of its folder, or empty
+  std::string fingerprint;  // of the server that serves it, once there is one (fingerprint.h)
 
   // Those of generation_config.json, or else of config.json.
   const std::vector<TokenId>& end_token_ids() const {

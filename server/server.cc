@@ -4,16 +4,21 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include <algorithm>
+#include <future>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/checkpoint.h"
+#include "engine/model/model_digest.h"
 #include "engine/status_macros.h"
 #include "engine/thread_name.h"
 #include "grpc/health/v1/health.pb.h"
 #include "server/backend_factory.h"
 #include "server/connection_options.h"
+#include "server/engine_options.h"
+#include "server/fingerprint.h"
 #include "server/read_file.h"
 #include "server/unix_socket.h"
 
@@ -26,20 +31,6 @@ constexpr std::chrono::milliseconds kHealthPeriod(500);
 constexpr std::chrono::milliseconds kDrainPoll(10);
 // What Tokenize, GetLoad and the like may take once everything else has ended.
 constexpr std::chrono::milliseconds kShortCalls(200);
-
-EngineOptions ToEngineOptions(const ServerConfig& config) {
-  const ServerConfig::Scheduler& scheduler = config.scheduler;
-  EngineOptions options;
-  options.stuck_step_seconds = config.server.stuck_step_seconds;
-  options.refuse_late = config.scheduler.refuse_late;
-  options.prefix_caching = config.kv_cache.prefix_caching;
-  options.scheduler.aging_seconds = scheduler.aging_seconds;
-  options.scheduler.max_running = scheduler.max_running;
-  options.scheduler.max_step_tokens = scheduler.max_step_tokens;
-  options.admission.max_waiting_requests = scheduler.max_waiting;
-  options.admission.max_waiting_tokens = scheduler.max_waiting_tokens;
-  return options;
-}
 
 // What Secure reads again, looked at before the model is loaded, which can take minutes.
 absl::Status CheckSecurityFiles(const ServerConfig& config) {
@@ -74,8 +65,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(const ServerConfig& confi
   const std::string& path = config.model.path;
   ASSIGN_OR_RETURN(ServedModel model, LoadServedModel(path, config.model.served_name()));
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(path));
+  // While the backends read the same files.
+  std::future<absl::StatusOr<std::string>> digest = std::async(std::launch::async, [&path,
+                                                                                    &checkpoint] {
+    return DigestModel(path, *checkpoint, static_cast<int>(std::thread::hardware_concurrency()));
+  });
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Backend>> backends,
                    CreateBackends(config, model.config, *checkpoint));
+  ASSIGN_OR_RETURN(model.digest, digest.get());
   return CreateWithBackends(config, std::move(model), std::move(backends), logger, process_start);
 }
 
@@ -86,6 +83,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
   ASSIGN_OR_RETURN(
       server->engine_,
       Engine::Create(ToEngineOptions(config), server->model_.tokenizer.get(), std::move(backends)));
+  RETURN_IF_ERROR(server->TakeFingerprint());
   RETURN_IF_ERROR(server->Secure());
   RETURN_IF_ERROR(server->Listen(process_start));
   return server;
@@ -93,6 +91,15 @@ absl::StatusOr<std::unique_ptr<Server>> Server::CreateWithBackends(
 
 Server::Server(const ServerConfig& config, ServedModel model, const Logger* logger)
     : config_(config), model_(std::move(model)), logger_(logger) {}
+
+absl::Status Server::TakeFingerprint() {
+  std::vector<const BackendInfo*> workers;
+  for (size_t i = 0; i < engine_->num_workers(); ++i) {
+    workers.push_back(&engine_->worker_info(i));
+  }
+  ASSIGN_OR_RETURN(model_.fingerprint, Fingerprint(model_.digest, workers));
+  return absl::OkStatus();
+}
 
 absl::Status Server::Secure() {
   if (config_.tls.enabled()) {

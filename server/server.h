@@ -60,6 +60,7 @@ class Server {
 
  private:
   Server(const ServerConfig& config, ServedModel model, const Logger* logger);
+  absl::Status TakeFingerprint();
   absl::Status Secure();
   absl::Status Listen(Clock::time_point process_start);
   void SetHealth(const char* service, bool serving);
@@ -68,7 +69,7 @@ class Server {
   void Shutdown(std::chrono::milliseconds patience);
 
   const ServerConfig config_;
-  const ServedModel model_;
+  ServedModel model_;
   const Logger* const logger_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<TlsCredentials> tls_;  // null: plain text

@@ -72,4 +72,19 @@ cudaError_t DecodeAttention(const AttentionArguments& arguments, const DecodePla
 cudaError_t PrefillAttention(const AttentionArguments& arguments, int32_t num_tokens,
                              cudaStream_t stream);
 
+// The same as the two above, but such that a row's result is the same in every bit whatever else is
+// in the batch and however its sequence was cut into steps: both work out segments of keys at fixed
+// positions, and fold them in one order. `prepares` is not served.
+struct FixedDecodePlan {
+  int32_t max_segments = 1;  // of a context
+  size_t workspace_bytes = 0;
+  size_t counters = 0;  // int32 each, 0 before the first use; every use leaves them 0
+};
+FixedDecodePlan PlanFixedDecodeAttention(int32_t num_sequences, int32_t num_heads, int32_t kv_heads,
+                                         int32_t head_dim, int32_t max_kv_len);
+cudaError_t FixedDecodeAttention(const AttentionArguments& arguments, const FixedDecodePlan& plan,
+                                 int32_t* counters, cudaStream_t stream);
+cudaError_t FixedPrefillAttention(const AttentionArguments& arguments, int32_t num_tokens,
+                                  cudaStream_t stream);
+
 }  // namespace ferrite

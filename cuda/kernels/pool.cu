@@ -45,6 +45,24 @@ __global__ __launch_bounds__(kColumns* kTokenLanes) void SumTokens(PoolArguments
   const bool is_column = column < a.hidden;
   const float* scales = a.scales + item.first_token;
   const float* values = a.residual + int64_t{item.first_token} * a.hidden + column;
+  float* kept = &a.sums[int64_t{item.slot} * a.hidden + column];
+  const auto finish = [&](float sum) {
+    if (item.out < 0) {
+      *kept = sum;
+    } else {
+      a.out[int64_t{item.out} * a.hidden + column] = sum / static_cast<float>(item.divisor);
+    }
+  };
+  if (a.in_order) {
+    if (threadIdx.y == 0 && is_column) {
+      float sum = item.adds != 0 ? *kept : 0;
+      for (int32_t t = 0; t < item.num_tokens; ++t) {
+        sum += values[int64_t{t} * a.hidden] * scales[t] * a.weight[column];
+      }
+      finish(sum);
+    }
+    return;
+  }
   float sum = 0;
 #pragma unroll 4
   for (auto t = static_cast<int32_t>(threadIdx.y); is_column && t < item.num_tokens;
@@ -60,13 +78,7 @@ __global__ __launch_bounds__(kColumns* kTokenLanes) void SumTokens(PoolArguments
     sum += lanes[lane][threadIdx.x];
   }
   sum *= a.weight[column];
-  float* kept = &a.sums[int64_t{item.slot} * a.hidden + column];
-  sum += item.adds != 0 ? *kept : 0;
-  if (item.out < 0) {
-    *kept = sum;
-  } else {
-    a.out[int64_t{item.out} * a.hidden + column] = sum / static_cast<float>(item.divisor);
-  }
+  finish(sum + (item.adds != 0 ? *kept : 0));
 }
 
 }  // namespace

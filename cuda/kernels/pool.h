@@ -25,9 +25,12 @@ struct PoolArguments {
   const PoolItem* items = nullptr;  // [num_items], no slot and no row twice
   int32_t num_items = 0;            // at most 65535
   int32_t max_tokens = 0;           // the most that an item has
-  float* scales = nullptr;          // [T] scratch
-  float* sums = nullptr;            // [max_sequences, hidden] from step to step
-  float* out = nullptr;             // [rows, hidden]
+  // Whether tokens are added one by one in their order, so that the mean has the same bits however
+  // a sequence is cut into steps. Slower.
+  bool in_order = false;
+  float* scales = nullptr;  // [T] scratch
+  float* sums = nullptr;    // [max_sequences, hidden] from step to step
+  float* out = nullptr;     // [rows, hidden]
 };
 
 // Everything is in fp32, in an order that depends on the item alone.

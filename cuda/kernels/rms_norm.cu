@@ -119,7 +119,7 @@ cudaError_t Launch(const RmsNormArguments& a, cudaStream_t stream) {
     return LaunchOverlapped(RmsNormAnyWidth<T>, a.num_rows, threads, 0, stream, a);
   }
   const int vectors = a.hidden / 4;
-  int threads = a.num_rows < kManyRows ? kMaxThreads : kThreadsOfMany;
+  int threads = a.fixed || a.num_rows < kManyRows ? kMaxThreads : kThreadsOfMany;
   while (threads * kMaxChunks < vectors) {
     threads *= 2;
   }

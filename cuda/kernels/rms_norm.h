@@ -14,6 +14,8 @@ struct RmsNormArguments {
   const int32_t* rows = nullptr;  // [num_rows] which rows of residual (delta must be null); or null
   const float* weight = nullptr;  // [hidden] fp32
   float epsilon = 0;
+  // Whether a row's result has the same bits whatever the number of rows.
+  bool fixed = false;
   int32_t num_rows = 0;
   int32_t hidden = 0;
   void* out = nullptr;  // [num_rows, hidden] of `type`

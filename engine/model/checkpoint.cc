@@ -135,6 +135,14 @@ absl::Status Checkpoint::AddShards(const std::string& directory, const std::stri
   return absl::OkStatus();
 }
 
+std::vector<std::span<const std::byte>> Checkpoint::files() const {
+  std::vector<std::span<const std::byte>> files;
+  for (const std::unique_ptr<MappedFile>& file : files_) {
+    files.push_back(file->bytes());
+  }
+  return files;
+}
+
 const TensorView* Checkpoint::Find(std::string_view name) const {
   const auto it = index_.find(name);
   return it == index_.end() ? nullptr : &tensors_[it->second];

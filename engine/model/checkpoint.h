@@ -42,6 +42,9 @@ class Checkpoint {
 
   const std::vector<TensorView>& tensors() const { return tensors_; }
 
+  // The bytes of every file, headers included, in an order that is the folder's own.
+  std::vector<std::span<const std::byte>> files() const;
+
   // Whether most bytes of the floating-point tensors are bf16: norms are often kept in fp32 beside
   // 16-bit weights, and quantised weights are integers.
   bool IsMostlyBf16() const;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/forward.h"
+#include "cpu/isa.h"
 #include "engine/slot_table.h"
 #include "gtest/gtest.h"
 #include "tests/testing/families_suite.h"
@@ -15,7 +16,8 @@ namespace {
 // A forward pass with the block tables it needs, as the backend has them.
 class CpuFamilyModel : public FamilyModel {
  public:
-  CpuFamilyModel(const ModelConfig& config, const Checkpoint& checkpoint, ComputeType type)
+  CpuFamilyModel(const ModelConfig& config, const Checkpoint& checkpoint, ComputeType type,
+                 bool deterministic)
       : vocab_(static_cast<size_t>(config.vocab_size)), pool_(2), slots_(Info(config)) {
     auto forward = ForwardPass::Create(config, checkpoint,
                                        {.compute_type = type,
@@ -23,7 +25,8 @@ class CpuFamilyModel : public FamilyModel {
                                         .block_size = kBlockSize,
                                         .max_sequences = kMaxSequences,
                                         .max_step_tokens = kMaxStepTokens,
-                                        .max_sequence_length = config.max_position_embeddings},
+                                        .max_sequence_length = config.max_position_embeddings,
+                                        .deterministic = deterministic},
                                        &pool_);
     EXPECT_TRUE(forward.ok()) << forward.status();
     forward_ = std::move(forward).value();
@@ -74,7 +77,13 @@ class CpuFamilyModel : public FamilyModel {
 }  // namespace
 
 std::vector<FamilyType> FamilyTypes() {
-  return {{.name = "fp32", .tolerance = 1e-5, .exact = true}, {.name = "bf16", .tolerance = 2e-2}};
+  std::vector<FamilyType> types = {
+      {.name = "fp32", .tolerance = 1e-5, .exact = true, .deterministic = true},
+      {.name = "bf16", .tolerance = 2e-2, .deterministic = true}};
+  if (CpuMultipliesBf16()) {  // where the deterministic way is another one
+    types.push_back({.name = "bf16_by_onednn", .tolerance = 2e-2});
+  }
+  return types;
 }
 
 bool FamilyDeviceIsThere() { return true; }
@@ -83,7 +92,8 @@ std::unique_ptr<FamilyModel> CreateFamilyModel(const ModelConfig& config,
                                                const Checkpoint& checkpoint,
                                                const FamilyType& type) {
   return std::make_unique<CpuFamilyModel>(
-      config, checkpoint, type.name == "bf16" ? ComputeType::kBf16 : ComputeType::kFp32);
+      config, checkpoint, type.name == "fp32" ? ComputeType::kFp32 : ComputeType::kBf16,
+      type.deterministic);
 }
 
 }  // namespace ferrite

@@ -41,7 +41,7 @@ void CheckProduct(const GptqFixture& fixture, ComputeType type, double tolerance
   const LinearTensors parts[] = {
       {.weight = nullptr, .gptq = fixture.tensors, .bias = checkpoint->Find("bias")}};
   ThreadPool pool(2);
-  const auto engine = MatmulEngine::Create(type, &pool);
+  const auto engine = MatmulEngine::Create(type, /*deterministic=*/false, &pool);
   ASSERT_THAT(engine, IsOk());
   const auto packed = (*engine)->Pack(parts);
   ASSERT_THAT(packed, IsOk());

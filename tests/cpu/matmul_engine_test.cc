@@ -240,10 +240,10 @@ TEST(DnnlEngineTest, NoKernelIsAReferenceOne) {
 
 TEST(MatmulEngineCreateTest, TakesOneDnnOnlyWhereTheCpuMultipliesBf16) {
   ThreadPool pool(1);
-  const auto fp32 = MatmulEngine::Create(ComputeType::kFp32, &pool);
+  const auto fp32 = MatmulEngine::Create(ComputeType::kFp32, /*deterministic=*/false, &pool);
   ASSERT_TRUE(fp32.ok()) << fp32.status();
   EXPECT_EQ((*fp32)->input_type(), ComputeType::kFp32);
-  const auto bf16 = MatmulEngine::Create(ComputeType::kBf16, &pool);
+  const auto bf16 = MatmulEngine::Create(ComputeType::kBf16, /*deterministic=*/false, &pool);
   ASSERT_TRUE(bf16.ok()) << bf16.status();
   EXPECT_EQ((*bf16)->input_type(), CpuMultipliesBf16() ? ComputeType::kBf16 : ComputeType::kFp32);
 }

@@ -15,10 +15,11 @@ namespace {
 
 class CudaFamilyModel : public FamilyModel {
  public:
-  CudaFamilyModel(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& type)
+  CudaFamilyModel(const ModelConfig& config, const Checkpoint& checkpoint, const FamilyType& type)
       : vocab_(static_cast<size_t>(config.vocab_size)) {
     CudaBackendOptions options;
-    options.compute_type = type;
+    options.compute_type = type.name.substr(0, 4);
+    options.deterministic = type.deterministic;
     options.num_blocks = kNumBlocks;
     options.block_size = kBlockSize;
     options.max_sequences = kMaxSequences;
@@ -63,7 +64,10 @@ class CudaFamilyModel : public FamilyModel {
 }  // namespace
 
 std::vector<FamilyType> FamilyTypes() {
-  return {{.name = "fp16", .tolerance = 1e-2}, {.name = "bf16", .tolerance = 2e-2}};
+  return {{.name = "fp16", .tolerance = 1e-2},
+          {.name = "bf16", .tolerance = 2e-2},
+          {.name = "fp16_deterministic", .tolerance = 1e-2, .deterministic = true},
+          {.name = "bf16_deterministic", .tolerance = 2e-2, .deterministic = true}};
 }
 
 bool FamilyDeviceIsThere() { return test::HasGpu(); }
@@ -71,7 +75,7 @@ bool FamilyDeviceIsThere() { return test::HasGpu(); }
 std::unique_ptr<FamilyModel> CreateFamilyModel(const ModelConfig& config,
                                                const Checkpoint& checkpoint,
                                                const FamilyType& type) {
-  return std::make_unique<CudaFamilyModel>(config, checkpoint, type.name);
+  return std::make_unique<CudaFamilyModel>(config, checkpoint, type);
 }
 
 }  // namespace ferrite

@@ -330,6 +330,33 @@ TEST(ServerTest, ControlTellsOfServerModelAndLoad) {
   EXPECT_FALSE(load.draining());
 }
 
+// The same with every answer, until something that answers depend on is another one.
+TEST(ServerTest, AnswersCarryTheFingerprint) {
+  const auto fingerprint_of = [](bool deterministic) -> std::string {
+    ServerConfig config = Harness::DefaultConfig();
+    config.backend.deterministic = deterministic;
+    const auto harness = Harness::Stories(config);
+    grpc::ClientContext info_context, generate_context, embed_context;
+    v1::GetServerInfoResponse info;
+    EXPECT_TRUE(harness->control().GetServerInfo(&info_context, {}, &info).ok());
+    EXPECT_EQ(info.deterministic(), deterministic);
+    v1::GenerateResponse generated;
+    EXPECT_TRUE(
+        harness->inference().Generate(&generate_context, Greedy("Once", 2), &generated).ok());
+    EXPECT_EQ(generated.info().fingerprint(), info.fingerprint());
+    v1::EmbedRequest request;
+    request.add_inputs()->set_text("Once");
+    v1::EmbedResponse embedded;
+    EXPECT_TRUE(harness->inference().Embed(&embed_context, request, &embedded).ok());
+    EXPECT_EQ(embedded.fingerprint(), info.fingerprint());
+    return info.fingerprint();
+  };
+  const std::string fingerprint = fingerprint_of(false);
+  EXPECT_THAT(fingerprint, testing::MatchesRegex("fp-[0-9a-f]+"));
+  EXPECT_EQ(fingerprint_of(false), fingerprint);
+  EXPECT_NE(fingerprint_of(true), fingerprint);
+}
+
 TEST(ServerTest, ReflectionListsTheServices) {
   const auto harness = Harness::Fake(FakeBackendOptions());
   grpc::GenericStub stub(harness->NewChannel());

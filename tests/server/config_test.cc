@@ -76,7 +76,8 @@ tls: {certificate: a.crt, key: a.key, client_ca: ca.crt, client_certificates: op
 auth: {token_file: tokens, reload_seconds: 2}
 limits: {max_prompt_tokens: 9, max_new_tokens: 17, max_requests_per_client: 3}
 model: {path: /models/other, name: served}
-backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75}
+backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75,
+          deterministic: true}
 workers:
   - devices: [0]
   - {devices: [0]}
@@ -94,7 +95,7 @@ log: {format: json, level: debug}
   expected.auth = {"tokens", 2};
   expected.limits = {9, 17, 3};
   expected.model = {"/models/other", "served"};
-  expected.backend = {"cpu", "bf16", 3, 0.75};
+  expected.backend = {"cpu", "bf16", 3, 0.75, true};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
   expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true, 2};
   expected.kv_cache = {32, 7, 9, false};
@@ -216,6 +217,7 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"backend.compute_type", "fp16", "int8"},
         BoundCase{"backend.gpu_memory_fraction", "1", "1.01"},
         BoundCase{"backend.gpu_memory_fraction", "0.01", "0"},
+        BoundCase{"backend.deterministic", "true", "1"},
         BoundCase{"backend.threads", "0", "-1"}, BoundCase{"backend.threads", "1024", "1025"},
         BoundCase{"scheduler.max_running", "1", "0"},
         BoundCase{"scheduler.max_running", "4096", "4097"},

@@ -2,6 +2,7 @@
 #include "tests/testing/families_suite.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <filesystem>
 #include <memory>
@@ -42,7 +43,8 @@ class Prompt {
   Prompt(const Checkpoint& reference, const std::string& number, const FamilyType& type)
       : tokens_(ReadTensor<TokenId>(reference, "tokens." + number)),
         rows_(ReadTensor<int32_t>(reference, "rows." + number)) {
-    const bool rounded = type.name == "bf16" && reference.Find("rounded." + number) != nullptr;
+    const bool rounded =
+        type.name.starts_with("bf16") && reference.Find("rounded." + number) != nullptr;
     const std::vector<float> logits =
         ReadTensor<float>(reference, (rounded ? "rounded." : "logits.") + number);
     logits_.assign(logits.begin(), logits.end());
@@ -133,8 +135,12 @@ class FamiliesTest : public testing::TestWithParam<Case> {
   size_t checked_ = 0;
 };
 
-// Every folder of fixtures in every type, or only in those whose choices are exact.
-std::vector<Case> Cases(bool exact_only) {
+bool AnyType(const FamilyType&) { return true; }
+bool IsExact(const FamilyType& type) { return type.exact; }
+bool IsDeterministic(const FamilyType& type) { return type.deterministic; }
+
+// Every folder of fixtures in every type that is wanted.
+std::vector<Case> Cases(bool (*wanted)(const FamilyType&)) {
   std::set<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(kFixtures)) {
     if (entry.is_directory()) {
@@ -144,7 +150,7 @@ std::vector<Case> Cases(bool exact_only) {
   std::vector<Case> cases;
   for (const std::string& name : names) {
     for (const FamilyType& type : FamilyTypes()) {
-      if (type.exact || !exact_only) {
+      if (wanted(type)) {
         cases.push_back({name, type});
       }
     }
@@ -156,14 +162,43 @@ std::string CaseName(const testing::TestParamInfo<Case>& param_info) {
   return param_info.param.name + "_" + param_info.param.type.name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, FamiliesTest, testing::ValuesIn(Cases(false)), CaseName);
+INSTANTIATE_TEST_SUITE_P(Families, FamiliesTest, testing::ValuesIn(Cases(AnyType)), CaseName);
 
 // Where the model's own choices must be the reference's.
 class FamiliesGreedyTest : public FamiliesTest {};
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FamiliesGreedyTest);
-INSTANTIATE_TEST_SUITE_P(Families, FamiliesGreedyTest, testing::ValuesIn(Cases(true)), CaseName);
+INSTANTIATE_TEST_SUITE_P(Families, FamiliesGreedyTest, testing::ValuesIn(Cases(IsExact)), CaseName);
 
-TEST(FamiliesFixturesTest, AreThere) { EXPECT_GE(Cases(false).size(), 18u * FamilyTypes().size()); }
+class FamiliesBitsTest : public FamiliesTest {
+ protected:
+  // The logits after each token of a sequence that is alone and takes a token at a time.
+  std::vector<std::vector<float>> Alone(std::span<const TokenId> tokens) const {
+    auto model = Create();
+    model->Assign(0);
+    std::vector<std::vector<float>> rows;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      model->Append(0, tokens.subspan(i, 1));
+      rows.push_back(model->Run()[0]);
+    }
+    return rows;
+  }
+
+  // How many of two rows' values differ in any bit.
+  static size_t Differences(const std::vector<float>& a, const std::vector<float>& b) {
+    size_t differences = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      differences += std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]);
+    }
+    return differences;
+  }
+};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FamiliesBitsTest);
+INSTANTIATE_TEST_SUITE_P(Families, FamiliesBitsTest, testing::ValuesIn(Cases(IsDeterministic)),
+                         CaseName);
+
+TEST(FamiliesFixturesTest, AreThere) {
+  EXPECT_GE(Cases(AnyType).size(), 18u * FamilyTypes().size());
+}
 
 // Alone, fed in pieces of several sizes.
 TEST_P(FamiliesTest, MatchesTransformersHoweverItIsChunked) {
@@ -243,6 +278,52 @@ TEST_P(FamiliesTest, MatchesTransformersAfterPreemption) {
   }
   EXPECT_EQ(checked_, 1 + 5 + 4u);
   EXPECT_EQ(done, victim.size());
+}
+
+// In pieces of several sizes, in every slot, before and behind neighbours that prefill or decode:
+// not a bit changes.
+TEST_P(FamiliesBitsTest, AreThoseOfTheSequenceAlone) {
+  const std::span<const TokenId> tokens = prompts_[2].tokens();
+  const std::span<const TokenId> others = prompts_[1].tokens();
+  const auto expected = Alone(tokens);
+  ASSERT_EQ(expected.size(), tokens.size());
+  int32_t slot = 0;
+  for (const size_t piece :
+       {size_t{1}, size_t{2}, size_t{5}, size_t{16}, size_t{33}, tokens.size()}) {
+    SCOPED_TRACE(piece);
+    auto model = Create();
+    slot = (slot + 1) % FamilyModel::kMaxSequences;
+    const int32_t decoding = (slot + 1) % FamilyModel::kMaxSequences;
+    const int32_t prefilling = (slot + 2) % FamilyModel::kMaxSequences;
+    for (const int32_t each : {slot, decoding}) {
+      model->Assign(each);
+    }
+    size_t step = 0;
+    for (size_t begin = 0; begin < tokens.size(); begin += piece, ++step) {
+      const bool decodes = step < others.size();
+      const bool prefills = step % 3 == 1 && piece + others.size() < 90;
+      const bool behind = step % 2 == 0;
+      const auto mine = tokens.subspan(begin, std::min(piece, tokens.size() - begin));
+      if (!behind) {
+        model->Append(slot, mine);
+      }
+      if (decodes) {
+        model->Append(decoding, others.subspan(step, 1));
+      }
+      if (prefills) {
+        model->Assign(prefilling);
+        model->Append(prefilling, others);
+      }
+      if (behind) {
+        model->Append(slot, mine);
+      }
+      const auto rows = model->Run();
+      const std::vector<float>& row = behind ? rows.back() : rows.front();
+      ASSERT_EQ(row.size(), expected[0].size());
+      ASSERT_EQ(Differences(row, expected[begin + mine.size() - 1]), 0u)
+          << "after token " << begin + mine.size() - 1;
+    }
+  }
 }
 
 // Decoding for itself, preempted half way, with a neighbour in the batch.

@@ -15,9 +15,10 @@
 namespace ferrite {
 
 struct FamilyType {
-  std::string name;      // "fp32", "fp16", "bf16"
-  double tolerance = 0;  // of a row's relative error
-  bool exact = false;    // greedy choices are the reference's, however close they were
+  std::string name;            // "fp32", "fp16", "bf16"
+  double tolerance = 0;        // of a row's relative error
+  bool exact = false;          // greedy choices are the reference's, however close they were
+  bool deterministic = false;  // logits are the same bits however a sequence is run
 };
 
 // A model that can be fed in steps of several sequences.

@@ -34,7 +34,8 @@ class DevicePool {
         out_(size_t{kSlots} * hidden) {}
 
   // A step over `residual` [T, hidden].
-  void Run(const std::vector<float>& residual, const std::vector<PoolItem>& items) const {
+  void Run(const std::vector<float>& residual, const std::vector<PoolItem>& items,
+           bool in_order = false) const {
     const Device<float> device_residual(residual);
     const Device<PoolItem> device_items(items);
     const Device<float> scales(residual.size() / hidden_);
@@ -48,6 +49,7 @@ class DevicePool {
     for (const PoolItem& item : items) {
       arguments.max_tokens = std::max(arguments.max_tokens, item.num_tokens);
     }
+    arguments.in_order = in_order;
     arguments.scales = scales.get();
     arguments.sums = sums_.get();
     arguments.out = out_.get();
@@ -164,6 +166,32 @@ TEST_P(PoolTest, PiecesAddUp) {
     }
     EXPECT_LE(test::RelativeError(pool.Row(2), pool.Mean(residual, 0, kAll)), kTolerance);
   }
+}
+
+TEST_P(PoolTest, InOrderPiecesGiveTheBitsOfTheWhole) {
+  const int32_t hidden = GetParam();
+  const DevicePool pool(hidden);
+  constexpr int32_t kAll = 100;
+  const auto residual = Residual(size_t{kAll} * hidden, 23);
+  pool.Run(residual,
+           {{.first_token = 0, .num_tokens = kAll, .slot = 0, .adds = 0, .out = 0, .divisor = kAll}},
+           /*in_order=*/true);
+  EXPECT_LE(test::RelativeError(pool.Row(0), pool.Mean(residual, 0, kAll)), kTolerance);
+  int32_t done = 0;
+  for (const int32_t piece : {5, 1, 64, 30}) {
+    const std::vector<float> step(residual.begin() + int64_t{done} * hidden,
+                                  residual.begin() + int64_t{done + piece} * hidden);
+    pool.Run(step,
+             {{.first_token = 0,
+               .num_tokens = piece,
+               .slot = 4,
+               .adds = done > 0 ? 1 : 0,
+               .out = done + piece == kAll ? 1 : -1,
+               .divisor = done + piece}},
+             /*in_order=*/true);
+    done += piece;
+  }
+  EXPECT_EQ(pool.Row(1), pool.Row(0));
 }
 
 TEST_P(PoolTest, DependsOnTheItemAlone) {

@@ -73,6 +73,34 @@ TEST_P(RmsNormTest, AddsAndMatchesDouble) {
   }
 }
 
+// Many rows are otherwise taken by fewer threads each.
+TEST_P(RmsNormTest, FixedRowsHaveTheSameBitsHoweverManyThereAre) {
+  constexpr int32_t kRows = 300;
+  for (const int32_t hidden : {101, 576, 4096}) {
+    const Device<float> residual(test::RandomNormal(size_t{kRows} * hidden, 3));
+    const Device<float> weight(test::RandomNormal(hidden, 4));
+    const auto run = [&](int32_t first, int32_t count) {
+      const Device<uint16_t> out(size_t(count) * hidden);
+      RmsNormArguments arguments;
+      arguments.type = GetParam();
+      arguments.residual = residual.get() + int64_t{first} * hidden;
+      arguments.weight = weight.get();
+      arguments.epsilon = kEpsilon;
+      arguments.fixed = true;
+      arguments.num_rows = count;
+      arguments.hidden = hidden;
+      arguments.out = out.get();
+      test::CheckCuda(RmsNorm(arguments, nullptr));
+      return out.Read();
+    };
+    const std::vector<uint16_t> all = run(0, kRows);
+    for (const int32_t row : {0, 1, 17, 299}) {
+      const auto begin = all.begin() + int64_t{row} * hidden;
+      EXPECT_EQ(run(row, 1), std::vector<uint16_t>(begin, begin + hidden)) << row;
+    }
+  }
+}
+
 TEST_P(RmsNormTest, GathersRows) {
   constexpr int32_t kRows = 9;
   const std::vector<int32_t> picks = {8, 0, 3, 3};
