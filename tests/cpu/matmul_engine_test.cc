@@ -225,6 +225,17 @@ TEST_P(MatmulEngineTest, ARowDoesNotDependOnItsNeighbours) {
       ASSERT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0)
           << shape.outputs << " x " << shape.inputs << ", " << rows << " rows";
     }
+    for (const int32_t first : {1, 5, 12, kMostRows - 1}) {  // the others' places
+      const int32_t rows = kMostRows - first;
+      const std::vector<float> rest(x.begin() + int64_t{first} * shape.inputs, x.end());
+      std::vector<float> y(int64_t{rows} * shape.outputs);
+      const Input input = Rows(rest, rows, shape.inputs);
+      ASSERT_TRUE(linear->Run(input.bytes.data(), rows, y.data(), CpuLinear::Output::kAssign).ok());
+      ASSERT_EQ(std::memcmp(y.data(), all.data() + int64_t{first} * shape.outputs,
+                            y.size() * sizeof(float)),
+                0)
+          << shape.outputs << " x " << shape.inputs << ", from row " << first;
+    }
   }
 }
 
