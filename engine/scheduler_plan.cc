@@ -7,9 +7,10 @@
 namespace ferrite {
 namespace {
 
-// Free blocks that a newcomer must leave to those that run, so that admitting it does not make the
-// next step preempt: one in a hundred, at least one.
-int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 100; }
+// Free blocks that a newcomer must leave to those that run, so that what they still generate does
+// not preempt it: whom that hits matters little, how often it comes to that does. About three in a
+// hundred; more holds newcomers up for longer than it saves (docs/performance.md).
+int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 32; }
 
 }  // namespace
 
