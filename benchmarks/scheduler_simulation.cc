@@ -105,6 +105,7 @@ int Main(int argc, char** argv) {
                               {"device_busy", result->busy_seconds / result->seconds},
                               {"steps", result->steps},
                               {"preemptions", result->preemptions},
+                              {"recomputed_tokens", result->recomputed_tokens},
                               {"most_running", result->most_running},
                               {"output_tokens_per_second", output_tokens / result->seconds},
                               {"cached_prompt_tokens", cached_tokens},

@@ -4,8 +4,8 @@
 
 namespace ferrite {
 
-BlockManager::BlockManager(int32_t num_blocks, int32_t block_size)
-    : block_size_(block_size), index_(num_blocks, block_size), states_(num_blocks) {
+BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, PrefixSummary* summary)
+    : block_size_(block_size), index_(num_blocks, block_size, summary), states_(num_blocks) {
   empty_.reserve(num_blocks);
   for (int32_t i = num_blocks - 1; i >= 0; --i) {
     empty_.push_back(BlockId{i});
@@ -52,11 +52,11 @@ void BlockManager::Release(BlockId block) {
   empty_.push_back(block);
 }
 
-PrefixId BlockManager::AddPrefix(BlockId block, PrefixId parent, std::span<const TokenId> tokens,
-                                 uint64_t step, bool keep) {
+Prefix BlockManager::AddPrefix(BlockId block, const Prefix& parent, std::span<const TokenId> tokens,
+                               uint64_t step, bool keep) {
   assert(is_referenced(block));
   if (const std::optional<PrefixIndex::Node> there = index_.Find(parent, tokens)) {
-    return there->id;
+    return there->prefix;
   }
   states_[block.value].keep = keep;
   return index_.Insert(block, parent, tokens, step);

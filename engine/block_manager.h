@@ -18,7 +18,8 @@ namespace ferrite {
 // worker's own.
 class BlockManager {
  public:
-  BlockManager(int32_t num_blocks, int32_t block_size);
+  // `summary`: as of PrefixIndex.
+  BlockManager(int32_t num_blocks, int32_t block_size, PrefixSummary* summary = nullptr);
 
   // A block with one reference; nothing if none is free.
   std::optional<BlockId> Allocate();
@@ -28,15 +29,15 @@ class BlockManager {
   void Release(BlockId block);
 
   // The block that holds `tokens` (block_size of them) after `parent`.
-  std::optional<PrefixIndex::Node> FindPrefix(PrefixId parent,
+  std::optional<PrefixIndex::Node> FindPrefix(const Prefix& parent,
                                               std::span<const TokenId> tokens) const {
     return index_.Find(parent, tokens);
   }
   // Lets others find a referenced block by what step `step` makes it hold; `keep`: also once its
-  // last reference is gone. Returns the prefix's id; if another block holds the same already, that
-  // one's.
-  PrefixId AddPrefix(BlockId block, PrefixId parent, std::span<const TokenId> tokens, uint64_t step,
-                     bool keep);
+  // last reference is gone. Returns the prefix's name; if another block holds the same already,
+  // that one's.
+  Prefix AddPrefix(BlockId block, const Prefix& parent, std::span<const TokenId> tokens,
+                   uint64_t step, bool keep);
   // Forgets what blocks hold.
   void ForgetPrefixes();
 

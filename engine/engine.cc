@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/refusal.h"
 #include "engine/status_macros.h"
+#include "engine/worker_choice.h"
 
 namespace ferrite {
 namespace {
@@ -71,10 +72,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
     engine->context_length_ = static_cast<int32_t>(
         std::min<int64_t>({engine->context_length_, info.max_sequence_length, pool_tokens}));
   }
+  const bool summarize_prefixes = options.prefix_caching && backends.size() > 1;
   for (std::unique_ptr<Backend>& backend : backends) {
     Engine* const self = engine.get();
     engine->workers_.push_back(std::make_unique<Worker>(
-        std::move(backend), options.scheduler, options.admission,
+        std::move(backend), options.scheduler, options.admission, summarize_prefixes,
         [self](const Sequence& sequence) { self->OnFinished(sequence.request().id); }));
   }
   return engine;
@@ -82,19 +84,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
 
 Engine::~Engine() = default;
 
-absl::StatusOr<size_t> Engine::LeastLoaded() const {
-  std::optional<size_t> best;
-  int64_t least = 0;
-  for (size_t i = 0; i < workers_.size(); ++i) {
-    const WorkerLoad load = workers_[i]->load();
-    if (load.failed || load.step_age_seconds >= options_.stuck_step_seconds) {
-      continue;
-    }
-    if (!best.has_value() || load.tokens_outstanding < least) {
-      best = i;
-      least = load.tokens_outstanding;
-    }
-  }
+absl::StatusOr<size_t> Engine::WorkerFor(
+    std::span<const std::unique_ptr<Sequence>> sequences) const {
+  const std::optional<size_t> best = ChooseWorker(workers_, options_.stuck_step_seconds, sequences);
   if (!best.has_value()) {
     RETURN_IF_ERROR(WorkerHealth(0));  // OK only if its step has ended this very moment
   }
@@ -142,7 +134,7 @@ int32_t Engine::FailStuckRequests(double grace_seconds) {
 }
 
 absl::Status Engine::CheckRoom() const {
-  ASSIGN_OR_RETURN(const size_t worker, LeastLoaded());
+  ASSIGN_OR_RETURN(const size_t worker, WorkerFor({}));
   return workers_[worker]->CheckRoom(/*requests=*/1, /*prompt_tokens=*/0);
 }
 
@@ -278,7 +270,7 @@ absl::Status Engine::SubmitSequences(const std::string& id,
                      "the queue (scheduler.max_waiting) has room for ",
                      most));
   }
-  ASSIGN_OR_RETURN(const size_t index, LeastLoaded());
+  ASSIGN_OR_RETURN(const size_t index, WorkerFor(sequences));
   RETURN_IF_ERROR(CheckDeadline(*workers_[index], sequences));
   InFlight in_flight{.streams = {}, .num_running = sequences.size(), .worker = index};
   for (const std::unique_ptr<Sequence>& sequence : sequences) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -43,9 +44,9 @@ class Engine {
   // The most new tokens that a prompt of this length may ask for; 0 or less if it does not fit.
   int64_t MaxNewTokens(int64_t prompt_tokens) const;
 
-  // Hands a request to the worker with the fewest tokens outstanding, of those that neither failed
-  // nor are stuck. Each of `samples` gets one output, drawn with its index as sample_index; they
-  // share the blocks of the prompt, and the first also gets the prompt's log-probabilities.
+  // Hands a request to a worker that neither failed nor is stuck, as ChooseWorker says. Each of
+  // `samples` gets one output, drawn with its index as sample_index; they share the blocks of the
+  // prompt, and the first also gets the prompt's log-probabilities.
   //
   // InvalidArgument if it could never run (empty prompt, token out of range, longer than the
   // context or the KV pool, more end tokens than the backends take, more samples than the queue
@@ -102,8 +103,8 @@ class Engine {
                                          std::shared_ptr<TokenStream> stream) const;
   absl::Status SubmitSequences(const std::string& id,
                                std::vector<std::unique_ptr<Sequence>> sequences);
-  // Of the workers that can serve; Unavailable if there is none.
-  absl::StatusOr<size_t> LeastLoaded() const;
+  // As ChooseWorker; Unavailable if no worker can serve.
+  absl::StatusOr<size_t> WorkerFor(std::span<const std::unique_ptr<Sequence>> sequences) const;
   absl::Status CheckDeadline(const Worker& worker,
                              const std::vector<std::unique_ptr<Sequence>>& sequences) const;
   absl::Status StuckStatus(size_t worker, double step_age_seconds) const;

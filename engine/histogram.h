@@ -10,7 +10,7 @@
 
 namespace ferrite {
 
-// A number that one thread raises; no locked instruction is needed for that. The others may read.
+// A number that one thread changes; no locked instruction is needed for that. The others may read.
 template <typename T>
 class SingleWriter {
  public:

@@ -9,11 +9,12 @@
 
 namespace ferrite {
 
-Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer)
+Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer,
+                     PrefixSummary* prefixes)
     : options_(options),
       hidden_size_(backend.hidden_size),
       observer_(observer),
-      blocks_(backend.num_blocks, backend.block_size),
+      blocks_(backend.num_blocks, backend.block_size, prefixes),
       waiting_(options.aging_seconds) {
   for (int32_t i = options.max_running - 1; i >= 0; --i) {
     free_slots_.push_back(SeqSlot{i});

@@ -50,8 +50,10 @@ class Scheduler {
     virtual void OnFinished(const Sequence& sequence) = 0;
   };
 
-  // `observer` must outlive the scheduler.
-  Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer);
+  // `observer` must outlive the scheduler, and so must `prefixes`, unless it is null: it is told
+  // what is cached.
+  Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer,
+            PrefixSummary* prefixes = nullptr);
 
   // The sequence must fit the pool on its own (Engine checks that at admission).
   void Add(std::unique_ptr<Sequence> sequence);

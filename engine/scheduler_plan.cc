@@ -7,9 +7,10 @@
 namespace ferrite {
 namespace {
 
-// Free blocks that a newcomer must leave to those that run, so that admitting it does not make the
-// next step preempt: one in a hundred, at least one.
-int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 100; }
+// Free blocks that a newcomer must leave to those that run, so that what they still generate does
+// not preempt it: whom that hits matters little, how often it comes to that does. About three in a
+// hundred; more holds newcomers up for longer than it saves (docs/performance.md).
+int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 32; }
 
 }  // namespace
 
@@ -110,7 +111,7 @@ Scheduler::SharedPrefix Scheduler::FindSharedPrefix(const Sequence& sequence) {
   }
   const std::span<const TokenId> tokens = sequence.tokens();
   const auto block_size = static_cast<size_t>(blocks_.block_size());
-  PrefixId prefix = sequence.scheduling.prefix_root;
+  Prefix prefix = RootPrefix(sequence.scheduling.prefix_root);
   for (size_t first = 0; first + block_size < tokens.size(); first += block_size) {
     const auto node = blocks_.FindPrefix(prefix, tokens.subspan(first, block_size));
     if (!node.has_value()) {
@@ -120,7 +121,7 @@ Scheduler::SharedPrefix Scheduler::FindSharedPrefix(const Sequence& sequence) {
       shared.coming = true;
       break;
     }
-    prefix = node->id;
+    prefix = node->prefix;
     shared.free_blocks += blocks_.is_referenced(node->block) ? 0 : 1;
     shared_.push_back(*node);
   }
@@ -132,7 +133,7 @@ void Scheduler::Start(Sequence* sequence, Clock::time_point now) {
   SchedulingState& state = sequence->scheduling;
   state.num_indexed = static_cast<int32_t>(shared_.size());
   state.num_computed = state.num_indexed * blocks_.block_size();
-  state.prefix = shared_.empty() ? state.prefix_root : shared_.back().id;
+  state.prefix = shared_.empty() ? RootPrefix(state.prefix_root) : shared_.back().prefix;
   if (!sequence->started()) {
     sequence->MarkStarted(state.num_computed, now);
     observer_->OnLeftWaiting(*sequence);

@@ -1,6 +1,7 @@
 // One request inside a worker: its tokens, its text so far, and where the scheduler has it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -39,7 +40,7 @@ struct SchedulingState {
   // none. `keep_prefix`: also with those that come when this one is gone.
   PrefixId prefix_root = 0;
   bool keep_prefix = false;
-  PrefixId prefix = 0;      // of its first num_indexed blocks
+  Prefix prefix;            // of its first num_indexed blocks
   int32_t num_indexed = 0;  // blocks that others can find, or whose like they can
 };
 
@@ -80,7 +81,11 @@ class Sequence {
   int32_t num_waiting_tokens() const {
     return request_.sampling.sample_index == 0 ? num_prompt_tokens() : 0;
   }
-  int64_t max_tokens() const { return int64_t{num_waiting_tokens()} + request_.max_new_tokens; }
+  // The most that is to be computed; once it has started, what was cached is left out.
+  int64_t max_tokens() const {
+    return int64_t{num_waiting_tokens()} + request_.max_new_tokens - saved_tokens();
+  }
+  int32_t saved_tokens() const { return std::min(cached_tokens_, num_waiting_tokens()); }
   // Whether what others have computed of the same prompt can stand in for its own computing.
   bool takes_prefixes() const {
     return scheduling.prefix_root != 0 && !wants_prompt_logprobs() &&

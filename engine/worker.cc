@@ -1,5 +1,6 @@
 #include "engine/worker.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,12 +18,15 @@ int64_t Nanoseconds(Clock::time_point time) {
 }  // namespace
 
 Worker::Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
-               FinishedCallback on_finished)
+               bool summarize_prefixes, FinishedCallback on_finished)
     : backend_(std::move(backend)),
       options_(options),
       on_finished_(std::move(on_finished)),
+      prefixes_(summarize_prefixes
+                    ? std::make_unique<PrefixSummary>(info().num_blocks, info().block_size)
+                    : nullptr),
       queue_(limits),
-      scheduler_(backend_->info(), options, this) {
+      scheduler_(backend_->info(), options, this, prefixes_.get()) {
   PublishLoad();
   thread_ = std::thread([this] { Run(); });
 }
@@ -45,6 +49,15 @@ absl::Status Worker::Submit(std::vector<std::unique_ptr<Sequence>>& sequences) {
     tokens_outstanding_.fetch_sub(tokens);
   }
   return status;
+}
+
+int32_t Worker::CachedTokens(const Sequence& sequence) const {
+  if (prefixes_ == nullptr || !sequence.takes_prefixes()) {
+    return 0;
+  }
+  const int32_t cached =
+      prefixes_->CachedTokens(sequence.scheduling.prefix_root, sequence.tokens());
+  return std::min(cached, sequence.num_waiting_tokens());
 }
 
 WorkerLoad Worker::load() const {
@@ -84,6 +97,7 @@ absl::Status Worker::failure() const {
 
 void Worker::OnLeftWaiting(const Sequence& sequence) {
   queue_.OnLeftWaiting(sequence.num_waiting_tokens());
+  tokens_outstanding_.fetch_sub(sequence.saved_tokens());
   stats_.OnLeftWaiting(sequence);
 }
 

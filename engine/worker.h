@@ -23,7 +23,9 @@ struct WorkerLoad {
   int32_t requests_waiting = 0;
   int32_t kv_blocks_free = 0;
   int32_t kv_blocks_total = 0;
-  int64_t tokens_outstanding = 0;  // prompt plus the most output, over requests in flight
+  // Over requests in flight: the prompt, but for what was cached when it started, plus the most
+  // output.
+  int64_t tokens_outstanding = 0;
   uint64_t steps = 0;
   uint64_t preemptions = 0;
   double step_age_seconds = 0;    // since the present step made progress; 0 when idle
@@ -37,8 +39,9 @@ class Worker final : private Scheduler::Observer {
   using FinishedCallback = std::function<void(const Sequence&)>;
 
   // `on_finished` is called on the worker's thread for every sequence whose stream has finished.
+  // `summarize_prefixes`: for CachedTokens.
   Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
-         FinishedCallback on_finished);
+         bool summarize_prefixes, FinishedCallback on_finished);
   // Ends what is in flight with UNAVAILABLE and joins.
   ~Worker() override;
 
@@ -52,6 +55,10 @@ class Worker final : private Scheduler::Observer {
 
   // Refuses new requests with `reason`; those in flight go on.
   void CloseAdmission(const absl::Status& reason) { queue_.Close(reason); }
+
+  // About how many prompt tokens of a sequence that is not yet submitted need not be computed here;
+  // 0 if prefixes are not summarized.
+  int32_t CachedTokens(const Sequence& sequence) const;
 
   WorkerLoad load() const;
   // OK, or Internal with what failed, once load().failed.
@@ -74,6 +81,7 @@ class Worker final : private Scheduler::Observer {
   const std::unique_ptr<Backend> backend_;
   const SchedulerOptions options_;
   const FinishedCallback on_finished_;
+  const std::unique_ptr<PrefixSummary> prefixes_;  // null without summarize_prefixes
   RequestQueue queue_;
   Delivery delivery_;
 

@@ -8,6 +8,8 @@
 namespace ferrite {
 namespace {
 
+constexpr Prefix kShared = RootPrefix(kSharedRoot);
+
 TEST(BlockManagerTest, HandsOutEveryBlockOnce) {
   BlockManager blocks(5, 16);
   std::set<BlockId> seen;
@@ -46,13 +48,13 @@ TEST(BlockManagerTest, KeepsWhatAFreeBlockHoldsUntilItIsNeeded) {
   const std::vector<TokenId> second = {3, 4};
   const BlockId a = *blocks.Allocate();
   const BlockId b = *blocks.Allocate();
-  const PrefixId id = blocks.AddPrefix(a, kSharedRoot, first, 1, /*keep=*/true);
+  const Prefix id = blocks.AddPrefix(a, kShared, first, 1, /*keep=*/true);
   blocks.AddPrefix(b, id, second, 1, /*keep=*/true);
   blocks.Release(b);  // the end before the beginning
   blocks.Release(a);
   EXPECT_EQ(blocks.num_free(), 3);
   EXPECT_FALSE(blocks.is_referenced(a));
-  ASSERT_TRUE(blocks.FindPrefix(kSharedRoot, first).has_value());
+  ASSERT_TRUE(blocks.FindPrefix(kShared, first).has_value());
   blocks.AddReference(a);
   EXPECT_EQ(blocks.num_free(), 2);
   blocks.Release(a);
@@ -61,10 +63,10 @@ TEST(BlockManagerTest, KeepsWhatAFreeBlockHoldsUntilItIsNeeded) {
   EXPECT_NE(c, a);
   EXPECT_NE(c, b) << "an empty block first";
   EXPECT_EQ(*blocks.Allocate(), b) << "then the one released first";
-  EXPECT_TRUE(blocks.FindPrefix(kSharedRoot, first).has_value());
+  EXPECT_TRUE(blocks.FindPrefix(kShared, first).has_value());
   EXPECT_FALSE(blocks.FindPrefix(id, second).has_value());
   EXPECT_EQ(*blocks.Allocate(), a);
-  EXPECT_FALSE(blocks.FindPrefix(kSharedRoot, first).has_value());
+  EXPECT_FALSE(blocks.FindPrefix(kShared, first).has_value());
   EXPECT_FALSE(blocks.Allocate().has_value());
 }
 
@@ -72,10 +74,10 @@ TEST(BlockManagerTest, WhatIsNotKeptIsSharedWhileItIsReferenced) {
   BlockManager blocks(2, 2);
   const std::vector<TokenId> tokens = {1, 2};
   const BlockId a = *blocks.Allocate();
-  const PrefixId id = blocks.AddPrefix(a, kRootBit + 9, tokens, 1, /*keep=*/false);
-  EXPECT_EQ(blocks.FindPrefix(kRootBit + 9, tokens)->id, id);
+  const Prefix id = blocks.AddPrefix(a, RootPrefix(kRootBit + 9), tokens, 1, /*keep=*/false);
+  EXPECT_EQ(blocks.FindPrefix(RootPrefix(kRootBit + 9), tokens)->prefix, id);
   blocks.Release(a);
-  EXPECT_FALSE(blocks.FindPrefix(kRootBit + 9, tokens).has_value());
+  EXPECT_FALSE(blocks.FindPrefix(RootPrefix(kRootBit + 9), tokens).has_value());
   EXPECT_EQ(blocks.num_free(), 2);
 }
 
@@ -84,23 +86,23 @@ TEST(BlockManagerTest, TheSameContentIsFoundOnce) {
   const std::vector<TokenId> tokens = {1, 2};
   const BlockId a = *blocks.Allocate();
   const BlockId b = *blocks.Allocate();
-  const PrefixId id = blocks.AddPrefix(a, kSharedRoot, tokens, 1, true);
-  EXPECT_EQ(blocks.AddPrefix(b, kSharedRoot, tokens, 2, true), id);
-  EXPECT_EQ(blocks.FindPrefix(kSharedRoot, tokens)->block, a);
+  const Prefix id = blocks.AddPrefix(a, kShared, tokens, 1, true);
+  EXPECT_EQ(blocks.AddPrefix(b, kShared, tokens, 2, true), id);
+  EXPECT_EQ(blocks.FindPrefix(kShared, tokens)->block, a);
   blocks.Release(b);
-  EXPECT_TRUE(blocks.FindPrefix(kSharedRoot, tokens).has_value());
+  EXPECT_TRUE(blocks.FindPrefix(kShared, tokens).has_value());
 }
 
 TEST(BlockManagerTest, ForgetsOnDemand) {
   BlockManager blocks(2, 2);
   const BlockId a = *blocks.Allocate();
   const BlockId b = *blocks.Allocate();
-  blocks.AddPrefix(a, kSharedRoot, std::vector<TokenId>{1, 2}, 1, true);
-  blocks.AddPrefix(b, kSharedRoot, std::vector<TokenId>{3, 4}, 1, true);
+  blocks.AddPrefix(a, kShared, std::vector<TokenId>{1, 2}, 1, true);
+  blocks.AddPrefix(b, kShared, std::vector<TokenId>{3, 4}, 1, true);
   blocks.Release(a);
   blocks.ForgetPrefixes();
-  EXPECT_FALSE(blocks.FindPrefix(kSharedRoot, std::vector<TokenId>{1, 2}).has_value());
-  EXPECT_FALSE(blocks.FindPrefix(kSharedRoot, std::vector<TokenId>{3, 4}).has_value());
+  EXPECT_FALSE(blocks.FindPrefix(kShared, std::vector<TokenId>{1, 2}).has_value());
+  EXPECT_FALSE(blocks.FindPrefix(kShared, std::vector<TokenId>{3, 4}).has_value());
   EXPECT_EQ(blocks.num_free(), 1);
   blocks.Release(b);
   EXPECT_EQ(blocks.num_free(), 2);

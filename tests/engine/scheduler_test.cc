@@ -176,6 +176,24 @@ TEST_F(SchedulerTest, PreemptsTheYoungestWhenTheOldestNeedsItsBlocks) {
   EXPECT_EQ(scheduler_->num_waiting(), 1);
 }
 
+TEST_F(SchedulerTest, PreemptsTheLowerPriorityThoughItIsOlder) {
+  Start(/*num_blocks=*/6, /*block_size=*/2, 4, 32);
+  Add(4, 8, /*priority=*/0);
+  EXPECT_THAT(Plan(), ElementsAre(4));
+  Complete();
+  Add(3, 6, /*priority=*/1);
+  EXPECT_THAT(Plan(), ElementsAre(1, 3));
+  EXPECT_THAT(batch_.kv_lens, ElementsAre(5, 3));
+  Complete();
+  for (int step = 0; step < 4; ++step) {
+    Plan();
+    Complete();
+  }
+  EXPECT_EQ(scheduler_->num_preemptions(), 1u);
+  EXPECT_THAT(Plan(), ElementsAre(1));
+  EXPECT_THAT(batch_.kv_lens, ElementsAre(8)) << "the one that came later has gone on";
+}
+
 TEST_F(SchedulerTest, FreesAPreemptedSequenceOnlyAfterItsLastStep) {
   Start(/*num_blocks=*/5, /*block_size=*/2, 4, 32);
   Add(4, 5);

@@ -140,6 +140,24 @@ TEST_F(SimulationTest, OverloadCostsNoThroughput) {
   EXPECT_GT(rate(Run(load(0.8 * peak))), 0.75 * peak);
 }
 
+// Outputs far longer than the prompts, and as many as fit: what newcomers leave to those that run
+// keeps preemption from throwing away what was computed.
+TEST_F(SimulationTest, LongOutputsAreSeldomComputedAgain) {
+  std::mt19937 random(7);
+  std::vector<SimulatedRequest> requests;
+  int64_t tokens = 0;
+  for (int i = 0; i < 1500; ++i) {
+    requests.push_back({.prompt_tokens = 1 + static_cast<int32_t>(random() % 200),
+                        .output_tokens = 1 + static_cast<int32_t>(random() % 1200)});
+    tokens += requests.back().prompt_tokens + requests.back().output_tokens;
+  }
+  options_.scheduler = {.max_running = 256, .max_step_tokens = 2048};
+  const SimulationResult result = Run(requests);
+  EXPECT_GT(result.preemptions, 0u);
+  EXPECT_LT(result.recomputed_tokens, tokens * 3 / 20)
+      << "a quarter, if they left it one block in 100";
+}
+
 // Any mixture of clients, priorities, lengths and shared beginnings, in a pool that is too small.
 TEST_F(SimulationTest, NothingLeaksStarvesOrStops) {
   uint64_t preemptions = 0;

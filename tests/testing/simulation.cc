@@ -52,6 +52,7 @@ class Simulation : public Scheduler::Observer {
     result_.seconds = now_;
     result_.steps = scheduler_.num_steps();
     result_.preemptions = scheduler_.num_preemptions();
+    result_.recomputed_tokens = computed_tokens_ - NeededTokens();
     result_.blocks_not_free = scheduler_.blocks().num_blocks() - scheduler_.blocks().num_free();
     return std::move(result_);
   }
@@ -99,6 +100,16 @@ class Simulation : public Scheduler::Observer {
     return result_.outcomes[IndexOf(sequence)];
   }
 
+  // Each token once, but for what was cached and the last, which is fed to nobody.
+  int64_t NeededTokens() const {
+    int64_t needed = 0;
+    for (size_t i = 0; i < requests_.size(); ++i) {
+      needed += requests_[i].prompt_tokens + requests_[i].output_tokens - 1 -
+                result_.outcomes[i].cached_tokens;
+    }
+    return needed;
+  }
+
   void TakeArrivals() {
     for (; arrived_ < requests_.size() && requests_[arrived_].arrival <= now_; ++arrived_) {
       const SimulatedRequest& from = requests_[arrived_];
@@ -128,6 +139,7 @@ class Simulation : public Scheduler::Observer {
       const double seconds = options_.step.Seconds(batch_);
       device_free_ = std::max(now_, device_free_) + seconds;
       result_.busy_seconds += seconds;
+      computed_tokens_ += batch_.num_tokens();
       result_.largest_step_tokens = std::max(result_.largest_step_tokens, batch_.num_tokens());
       result_.most_running = std::max(result_.most_running, scheduler_.num_running());
       outstanding_.push_back({batch_.step, batch_.num_samples(), device_free_});
@@ -163,6 +175,7 @@ class Simulation : public Scheduler::Observer {
   Batch batch_;
   std::deque<Outstanding> outstanding_;
   size_t arrived_ = 0;
+  int64_t computed_tokens_ = 0;
   double now_ = 0;
   double device_free_ = 0;
 };

@@ -56,6 +56,7 @@ struct SimulationResult {
   double busy_seconds = 0;                 // of the device
   uint64_t steps = 0;
   uint64_t preemptions = 0;
+  int64_t recomputed_tokens = 0;  // that had been computed before a preemption
   int32_t largest_step_tokens = 0;
   int32_t most_running = 0;
   int32_t blocks_not_free = 0;  // at the end
