@@ -57,6 +57,8 @@ void LogReady(const Logger& logger, const Server& server, Clock::time_point proc
               {"compute_type", worker.compute_type},
               {"kv_blocks", worker.num_blocks},
               {"context", engine.context_length()},
+              {"deterministic", worker.deterministic},
+              {"fingerprint", server.fingerprint()},
               {"seconds", SecondsBetween(process_start, Clock::now())}});
 }
 

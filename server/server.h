@@ -55,6 +55,7 @@ class Server {
   // That of the metrics; 0 if they are off.
   int metrics_port() const { return metrics_ == nullptr ? 0 : metrics_->port(); }
   const ServerConfig& config() const { return config_; }
+  const std::string& fingerprint() const { return model_.fingerprint; }
   const Engine& engine() const { return *engine_; }
   int32_t active_calls() const { return inference_->active_calls(); }
 
