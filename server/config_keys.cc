@@ -188,9 +188,12 @@ constexpr ConfigKey kKeys[] = {
              "INVALID_ARGUMENT. 0: what the context allows."},
     {.name = "limits.max_requests_per_client",
      .field = FIELD(limits.max_requests_per_client),
-     .help = "Requests in flight of one client: of a token that has no max_requests of its own, "
-             "or without tokens of a client certificate's subject, or else of an address. One more "
-             "is refused with RESOURCE_EXHAUSTED. 0: any number."},
+     .help =
+         "Requests in flight of one client: of a token that has no max_requests of its own, "
+         "or without tokens of a client certificate's subject, or else of an address. Each sample "
+         "of a Generate and each input of an Embed is one. What would make them more is refused "
+         "with RESOURCE_EXHAUSTED, and with INVALID_ARGUMENT if it has more by itself. 0: any "
+         "number."},
 
     {.name = "model.path",
      .field = FIELD(model.path),

@@ -40,6 +40,9 @@ absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
   RETURN_IF_ERROR(context_.engine->CheckRoom());
   v1::EmbedRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
+  if (wire.inputs_size() > 1) {
+    RETURN_IF_ERROR(permit_->Grow(wire.inputs_size(), "the number of inputs"));
+  }
   ASSIGN_OR_RETURN(resolved_, ResolveEmbedRequest(wire, context_.request));
   request_id_ = resolved_.requests.front().id;
   record_.figures.request_id = request_id_;

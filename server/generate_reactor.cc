@@ -14,11 +14,14 @@ absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackS
                            const grpc::ByteBuffer& bytes, TokenStream::Mode mode,
                            const std::weak_ptr<TokenStream::Listener>& listener,
                            std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info,
-                           CallRecord* record) {
+                           CallPermit* permit, CallRecord* record) {
   const Clock::time_point received = Clock::now();
   RETURN_IF_ERROR(context.engine->CheckRoom());
   v1::GenerateRequest wire;
   RETURN_IF_ERROR(ParseMessage(bytes, &wire));
+  if (wire.output().n() > 1) {
+    RETURN_IF_ERROR(permit->Grow(wire.output().n(), "output.n"));
+  }
   ASSIGN_OR_RETURN(GenerateCall resolved, ResolveGenerateRequest(wire, context.request));
   EngineRequest& request = resolved.request;
   request.client = record->client();
@@ -75,7 +78,7 @@ absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
   MutexLock lock(&mutex_);
   record_.set_permit(*permit_);
   RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_,
-                                &outputs_, &info_, &record_));
+                                &outputs_, &info_, &*permit_, &record_));
   writes_ = context_.WatchWrites(call_, info_.request_id());
   return absl::OkStatus();
 }
@@ -217,7 +220,7 @@ absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
   MutexLock lock(&mutex_);
   record_.set_permit(*permit_);
   return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEndOnly, self_, &outputs_,
-                       message_.mutable_info(), &record_);
+                       message_.mutable_info(), &*permit_, &record_);
 }
 
 bool GenerateUnaryReactor::ClaimFinish(const absl::Status& status) {

@@ -169,6 +169,51 @@ TEST(FlowTest, AnAddressHasItsShareWhateverItsConnections) {
   EXPECT_TRUE(RunOn(harness->NewChannel(), ToLength(1)).ok()) << "cancelled calls give it back";
 }
 
+TEST(FlowTest, SamplesAndInputsTakeAPlaceEach) {
+  ServerConfig config = Harness::DefaultConfig();
+  config.limits.max_requests_per_client = 4;
+  const auto harness = Harness::Fake(LongAndSlow(), config);
+  ASSERT_NE(harness, nullptr);
+  const auto generate = [&](int32_t n) {
+    v1::GenerateRequest request = ToLength(1);
+    request.mutable_output()->set_n(n);
+    v1::GenerateResponse response;
+    return harness->Generate(request, &response);
+  };
+  const auto embed = [&](int inputs) {
+    v1::EmbedRequest request;
+    for (int i = 0; i < inputs; ++i) request.add_inputs()->set_text("Hi");
+    grpc::ClientContext context;
+    v1::EmbedResponse response;
+    return harness->inference().Embed(&context, request, &response);
+  };
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(generate(4).error_message(), "");
+    EXPECT_EQ(embed(4).error_message(), "");
+  }
+  const grpc::Status five = generate(5);
+  EXPECT_EQ(five.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(five.error_message(),
+            "output.n is 5; client 127.0.0.1 may have at most 4 requests in flight "
+            "(limits.max_requests_per_client)");
+  const grpc::Status inputs = embed(5);
+  EXPECT_EQ(inputs.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(inputs.error_message(), HasSubstr("the number of inputs is 5; client 127.0.0.1 may"));
+
+  v1::GenerateRequest two = ToLength(4000);
+  two.mutable_output()->set_n(2);
+  OpenStream running(harness->NewChannel(), two);
+  ASSERT_TRUE(running.Read());
+  for (const grpc::Status& status : {generate(3), embed(3)}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_THAT(status.error_message(),
+                HasSubstr("client 127.0.0.1 has 2 other requests in flight, and "));
+    EXPECT_TRUE(HasAdvice(status));
+  }
+  EXPECT_EQ(generate(2).error_message(), "");
+  EXPECT_EQ(embed(2).error_message(), "");
+}
+
 // As a server does that crashes.
 void LeaveSocketBehind(const std::string& path) {
   sockaddr_un address = {};
