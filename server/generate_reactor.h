@@ -18,6 +18,7 @@
 #include "server/generate_params.h"
 #include "server/load_report.h"
 #include "server/sample_outputs.h"
+#include "server/tokenizing_pool.h"
 #include "server/write_watch.h"
 
 namespace ferrite {
@@ -31,6 +32,7 @@ struct GenerateContext {
   WriteWatch* write_watch;
   LoadReporter* load_reporter;
   CallLog* call_log;
+  TokenizingPool* tokenizing_pool;
 
   // To be called before a call is finished with `status`: adds the load to its trailers, counts it,
   // and gives its place back before the client can know, whose next request must find it free.
@@ -41,9 +43,10 @@ struct GenerateContext {
                                                 const std::string& request_id) const;
 };
 
-// Streams `started`, deltas and `finished`. Reactions and OnOutput run concurrently on gRPC's and
-// the engine's threads; MaybeWrite is the only place that starts a write or finishes. While a write
-// is in flight new output merges in the TokenStreams. The reactor keeps itself alive until OnDone.
+// Streams `started`, deltas and `finished`. Reactions, Resolve and OnOutput run concurrently on
+// gRPC's, the tokenising and the engine's threads; MaybeWrite is the only place that starts a write
+// or finishes. While a write is in flight new output merges in the TokenStreams. The reactor keeps
+// itself alive until OnDone.
 class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                     public TokenStream::Listener {
  public:
@@ -61,7 +64,9 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   enum class Action { kNone, kWrite, kWriteAndFinish, kFinish };
 
   GenerateStreamReactor(const GenerateContext& context, grpc::CallbackServerContext* call);
-  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // Tokenises the prompt and submits the request, unless the call has been cancelled meanwhile.
+  void Resolve(const v1::GenerateRequest& wire);
+  absl::Status Submit(GenerateCall resolved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MaybeWrite();
   Action NextAction() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -100,7 +105,10 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
  private:
   GenerateUnaryReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
                        grpc::ByteBuffer* response);
-  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // As of the other reactor.
+  void Resolve(const v1::GenerateRequest& wire);
+  absl::Status Submit(GenerateCall resolved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Refuse(const absl::Status& status);
   // Whether the caller is the one to finish the call, with `status`.
   bool ClaimFinish(const absl::Status& status);
   // Takes what has come, and says whether that is all.

@@ -4,7 +4,12 @@
 
 #include <grpcpp/generic/generic_stub.h>
 
+#include <deque>
+#include <functional>
+#include <future>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "server/wire.h"
 #include "tests/integration/harness.h"
@@ -163,6 +168,120 @@ TEST(CallEndsTest, AnAnswerThatNobodyReadsEndsItsCall) {
   EXPECT_TRUE(Becomes([&] { return harness->server().active_calls() == 0; }));
   EXPECT_EQ(sender.Finish().error_code(), grpc::StatusCode::CANCELLED);
   EXPECT_TRUE(RunOn(channel, ToLength(1000)).ok()) << "the connection is as good as before";
+}
+
+TEST(CallEndsTest, LongTextsAreServedAsShortOnesAre) {
+  const auto harness = Harness::Fake(FastDevice());
+  ASSERT_NE(harness, nullptr);
+  std::string text;
+  while (text.size() < 60'000) text += "Once upon a time ";
+  grpc::ClientContext context;
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text(text);
+  v1::TokenizeResponse tokens;
+  ASSERT_TRUE(harness->inference().Tokenize(&context, tokenize, &tokens).ok());
+  EXPECT_EQ(tokens.token_ids_size(), tokens.tokens_size());
+  v1::GenerateRequest request = ToLength(10);
+  request.set_text(text);
+  const Answer answer = harness->Stream(request);
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.broken_rule, "");
+  EXPECT_EQ(answer.info.prompt_tokens(), tokens.token_ids_size());
+  v1::GenerateResponse response;
+  ASSERT_TRUE(harness->Generate(request, &response).ok());
+  EXPECT_EQ(response.info().prompt_tokens(), tokens.token_ids_size());
+  EXPECT_EQ(std::vector<int32_t>(response.choices(0).token_ids().begin(),
+                                 response.choices(0).token_ids().end()),
+            answer.token_ids);
+  v1::EmbedResponse embedded;
+  EXPECT_TRUE(Embed(*harness, ToEmbed(text), &embedded).ok());
+  EXPECT_EQ(embedded.usage().prompt_tokens(), tokens.token_ids_size());
+
+  request.set_text(std::string(3'000'000, 'x'));
+  EXPECT_EQ(harness->Stream(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(harness->Generate(request, &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Embed(*harness, ToEmbed(request.text()), &embedded).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+// Their texts take far longer to tokenise, even by themselves, than their clients wait.
+TEST(CallEndsTest, ClientsThatLeaveWhileTheirTextsAreTokenisedCostNoEngineWork) {
+  FakeBackendOptions roomy = FastDevice();
+  roomy.num_blocks = 1 << 14;
+  roomy.max_sequence_length = 1 << 22;
+  ServerConfig config = Harness::DefaultConfig();
+  config.scheduler.max_waiting_tokens = 1 << 30;
+  const auto harness = Harness::Fake(roomy, config);
+  ASSERT_NE(harness, nullptr);
+  std::string text;
+  while (text.size() < 3'900'000) text += "Once upon a time ";
+  v1::GenerateRequest request = ToLength(1);
+  request.set_text(text);
+  using Method = std::function<grpc::Status(grpc::ClientContext*)>;
+  const Method generate = [&](grpc::ClientContext* context) {
+    v1::GenerateResponse response;
+    return harness->inference().Generate(context, request, &response);
+  };
+  const Method stream = [&](grpc::ClientContext* context) {
+    v1::GenerateStreamResponse message;
+    const auto reader = harness->inference().GenerateStream(context, request);
+    while (reader->Read(&message)) {
+    }
+    return reader->Finish();
+  };
+  const Method embed = [&](grpc::ClientContext* context) {
+    v1::EmbedResponse response;
+    return harness->inference().Embed(context, ToEmbed(text), &response);
+  };
+  const Method tokenize = [&](grpc::ClientContext* context) {
+    v1::TokenizeRequest of_text;
+    of_text.set_text(text);
+    v1::TokenizeResponse response;
+    return harness->inference().Tokenize(context, of_text, &response);
+  };
+  const uint64_t steps = harness->server().engine().load()[0].steps;
+  v1::GenerateRequest refused = request;  // once it has been tokenised
+  refused.mutable_stopping()->set_max_new_tokens(1 << 23);
+  for (const Method& first : {generate, stream, embed}) {
+    std::deque<grpc::ClientContext> contexts;
+    std::vector<std::future<grpc::Status>> calls;
+    const auto start = [&](const Method& method) {
+      contexts.emplace_back();
+      calls.push_back(std::async(std::launch::async, method, &contexts.back()));
+    };
+    start(first);
+    ASSERT_TRUE(Becomes([&] { return harness->server().active_calls() == 1; }));
+    for (const Method& other : {generate, stream, embed, tokenize}) start(other);
+    contexts.emplace_back();
+    contexts.back().set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(20));
+    EXPECT_EQ(generate(&contexts.back()).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+    for (grpc::ClientContext& context : contexts) context.TryCancel();
+    for (auto& call : calls) EXPECT_EQ(call.get().error_code(), grpc::StatusCode::CANCELLED);
+    EXPECT_TRUE(Becomes([&] { return harness->server().active_calls() == 0; }));
+    EXPECT_EQ(harness->Stream(refused).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << "its turn comes after the others'";
+    EXPECT_EQ(harness->server().engine().load()[0].steps, steps);
+    EXPECT_EQ(harness->server().engine().num_in_flight(), 0);
+  }
+  EXPECT_TRUE(harness->BecomesIdle());
+  EXPECT_TRUE(harness->Stream(ToLength(3)).status.ok());
+}
+
+TEST(CallEndsTest, AServerStopsAmidTokenising) {
+  const auto harness = Harness::Fake(FastDevice());
+  ASSERT_NE(harness, nullptr);
+  v1::GenerateRequest request = ToLength(1);
+  request.set_text(std::string(3'900'000, 'x'));
+  std::vector<std::future<grpc::Status>> calls;
+  for (int i = 0; i < 4; ++i) {
+    calls.push_back(std::async(std::launch::async, [&] {
+      v1::GenerateResponse response;
+      return harness->Generate(request, &response);
+    }));
+  }
+  EXPECT_TRUE(Becomes([&] { return harness->server().active_calls() == 4; }));
+  harness->StopServer();
+  for (auto& call : calls) EXPECT_FALSE(call.get().ok());
 }
 
 }  // namespace
