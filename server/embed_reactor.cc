@@ -25,9 +25,13 @@ grpc::ServerUnaryReactor* EmbedReactor::Start(const GenerateContext& context,
                                               const grpc::ByteBuffer& request,
                                               grpc::ByteBuffer* response) {
   const std::shared_ptr<EmbedReactor> reactor(new EmbedReactor(context, call, response));
-  reactor->self_ = reactor;
   const auto wire = std::make_shared<v1::EmbedRequest>();
-  absl::Status status = reactor->Receive(request, wire.get());
+  absl::Status status;
+  {
+    MutexLock lock(&reactor->mutex_);
+    reactor->self_ = reactor;
+    status = reactor->Receive(request, wire.get());
+  }
   if (status.ok()) {
     status = context.tokenizing_pool->Run(BytesToTokenize(*wire, *context.request.model),
                                           [reactor, wire] { reactor->Resolve(*wire); });
@@ -142,6 +146,11 @@ void EmbedReactor::CancelInputs() {
 }
 
 void EmbedReactor::OnCancel() {
+  std::shared_ptr<EmbedReactor> self;
+  {
+    MutexLock lock(&mutex_);
+    self = self_;
+  }
   // First, so that nothing is submitted any more that would not be cancelled here.
   const bool claimed = ClaimFinish();
   {
@@ -157,7 +166,9 @@ void EmbedReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
-  const std::shared_ptr<EmbedReactor> self = std::move(self_);
+  std::shared_ptr<EmbedReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 }  // namespace ferrite

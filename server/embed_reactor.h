@@ -51,7 +51,6 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
-  std::shared_ptr<EmbedReactor> self_;
   CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   // Set before the inputs are submitted, and then left alone.
   EmbedCall resolved_;  // its requests are the engine's by then
@@ -62,6 +61,7 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
 
   std::atomic<size_t> num_running_{0};
   Mutex mutex_;
+  std::shared_ptr<EmbedReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

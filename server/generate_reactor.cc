@@ -20,20 +20,9 @@ absl::Status Receive(const GenerateContext& context, const grpc::CallbackServerC
                                 : absl::OkStatus();
 }
 
-// Receives a call, and calls `resolve` of its reactor: at once, or for a long prompt on a thread
-// that is not gRPC's.
-template <typename Reactor>
-absl::Status ReceiveAndResolve(const GenerateContext& context,
-                               const std::shared_ptr<Reactor>& reactor,
-                               void (Reactor::*resolve)(const v1::GenerateRequest&),
-                               const grpc::CallbackServerContext& call,
-                               const grpc::ByteBuffer& bytes, std::optional<CallPermit>* permit,
-                               CallRecord* record) {
-  const auto wire = std::make_shared<v1::GenerateRequest>();
-  RETURN_IF_ERROR(Receive(context, call, bytes, permit, record, wire.get()));
-  const size_t length = wire->text().size() + static_cast<size_t>(wire->token_ids().ids_size());
-  return context.tokenizing_pool->Run(
-      static_cast<int64_t>(length), [reactor, resolve, wire] { (reactor.get()->*resolve)(*wire); });
+// How much there is to tokenise, or to look at.
+int64_t PromptLength(const v1::GenerateRequest& wire) {
+  return static_cast<int64_t>(wire.text().size()) + wire.token_ids().ids_size();
 }
 
 // Submits what has been resolved. `outputs` and `info` are filled before, since output may come at
@@ -83,10 +72,18 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(
     const GenerateContext& context, grpc::CallbackServerContext* call,
     const grpc::ByteBuffer& request) {
   const std::shared_ptr<GenerateStreamReactor> reactor(new GenerateStreamReactor(context, call));
-  reactor->self_ = reactor;
-  if (absl::Status status = ReceiveAndResolve(context, reactor, &GenerateStreamReactor::Resolve,
-                                              *call, request, &reactor->permit_, &reactor->record_);
-      !status.ok()) {
+  const auto wire = std::make_shared<v1::GenerateRequest>();
+  absl::Status status;
+  {
+    MutexLock lock(&reactor->mutex_);
+    reactor->self_ = reactor;
+    status = Receive(context, *call, request, &reactor->permit_, &reactor->record_, wire.get());
+  }
+  if (status.ok()) {
+    status = context.tokenizing_pool->Run(PromptLength(*wire),
+                                          [reactor, wire] { reactor->Resolve(*wire); });
+  }
+  if (!status.ok()) {
     {
       MutexLock lock(&reactor->mutex_);
       reactor->refused_ = std::move(status);
@@ -197,8 +194,10 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
 }
 
 void GenerateStreamReactor::OnWriteDone(bool ok) {
+  std::shared_ptr<GenerateStreamReactor> self;
   {
     MutexLock lock(&mutex_);
+    self = self_;
     writes_->WriteEnded();
     write_in_flight_ = false;
     cancelled_ = cancelled_ || !ok;
@@ -210,8 +209,10 @@ void GenerateStreamReactor::OnWriteDone(bool ok) {
 }
 
 void GenerateStreamReactor::OnCancel() {
+  std::shared_ptr<GenerateStreamReactor> self;
   {
     MutexLock lock(&mutex_);
+    self = self_;
     cancelled_ = true;
     if (outputs_ != nullptr) {
       outputs_->Cancel();
@@ -224,7 +225,9 @@ void GenerateStreamReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
-  const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
+  std::shared_ptr<GenerateStreamReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 GenerateUnaryReactor::GenerateUnaryReactor(const GenerateContext& context,
@@ -243,11 +246,18 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
                                                       grpc::ByteBuffer* response) {
   const std::shared_ptr<GenerateUnaryReactor> reactor(
       new GenerateUnaryReactor(context, call, response));
-  reactor->self_ = reactor;
-  if (const absl::Status status =
-          ReceiveAndResolve(context, reactor, &GenerateUnaryReactor::Resolve, *call, request,
-                            &reactor->permit_, &reactor->record_);
-      !status.ok()) {
+  const auto wire = std::make_shared<v1::GenerateRequest>();
+  absl::Status status;
+  {
+    MutexLock lock(&reactor->mutex_);
+    reactor->self_ = reactor;
+    status = Receive(context, *call, request, &reactor->permit_, &reactor->record_, wire.get());
+  }
+  if (status.ok()) {
+    status = context.tokenizing_pool->Run(PromptLength(*wire),
+                                          [reactor, wire] { reactor->Resolve(*wire); });
+  }
+  if (!status.ok()) {
     reactor->Refuse(status);
   }
   return reactor.get();
@@ -324,6 +334,11 @@ void GenerateUnaryReactor::OnOutput() {
 }
 
 void GenerateUnaryReactor::OnCancel() {
+  std::shared_ptr<GenerateUnaryReactor> self;
+  {
+    MutexLock lock(&mutex_);
+    self = self_;
+  }
   const absl::Status status = record_.CancellationStatus();
   // First, so that nothing is submitted any more that would not be cancelled here.
   const bool claimed = ClaimFinish(status);
@@ -341,7 +356,9 @@ void GenerateUnaryReactor::OnCancel() {
 void GenerateUnaryReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
-  const std::shared_ptr<GenerateUnaryReactor> self = std::move(self_);
+  std::shared_ptr<GenerateUnaryReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 }  // namespace ferrite

@@ -46,7 +46,8 @@ struct GenerateContext {
 // Streams `started`, deltas and `finished`. Reactions, Resolve and OnOutput run concurrently on
 // gRPC's, the tokenising and the engine's threads; MaybeWrite is the only place that starts a write
 // or finishes. While a write is in flight new output merges in the TokenStreams. The reactor keeps
-// itself alive until OnDone.
+// itself alive until OnDone; whoever uses it on another thread holds a reference, so that the one
+// who lets go last destroys it.
 class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                     public TokenStream::Listener {
  public:
@@ -72,11 +73,11 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
 
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
-  std::shared_ptr<GenerateStreamReactor> self_;
   CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
 
   Mutex mutex_;
+  std::shared_ptr<GenerateStreamReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
   absl::Status refused_ ABSL_GUARDED_BY(mutex_);
   bool started_sent_ ABSL_GUARDED_BY(mutex_) = false;
   bool write_in_flight_ ABSL_GUARDED_BY(mutex_) = false;
@@ -117,14 +118,14 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
-  std::shared_ptr<GenerateUnaryReactor> self_;
   CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;    // null if the call was not admitted
   std::optional<CallPermit> permit_;          // whoever sets finish_called_ owns it once it is set
   std::unique_ptr<WriteWatch::Call> writes_;  // likewise, until OnDone
 
   Mutex mutex_;
-  v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);  // so far
+  std::shared_ptr<GenerateUnaryReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
+  v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);                // so far
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
