@@ -1,6 +1,7 @@
 // Unary calls, several at a time, whose answers come in the order of the requests.
 #pragma once
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/support/async_unary_call.h>
@@ -12,18 +13,27 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
+#include <random>
 #include <utility>
 
 #include "client/connection.h"
+#include "client/retry.h"
 
 namespace ferrite {
+
+struct PoolProgress {
+  int64_t ended = 0;   // calls
+  int64_t paused = 0;  // calls that wait to be sent again
+  int64_t resent = 0;  // times that a call was sent again
+};
 
 // All functions are called from the thread that runs the pool.
 template <typename Request, typename Response>
 struct CallPlan {
   int64_t count = 0;        // calls, with the indices from 0
-  int32_t concurrency = 1;  // in flight at most
-  double timeout_seconds = std::numeric_limits<double>::infinity();  // of each call
+  int32_t concurrency = 1;  // in flight or paused at most
+  double timeout_seconds = std::numeric_limits<double>::infinity();  // of each call, all its tries
   // Makes the request of an index. Where it cannot, its status stands for the call's.
   std::function<grpc::Status(int64_t index, Request* request)> make;
   std::function<std::unique_ptr<grpc::ClientAsyncResponseReader<Response>>(
@@ -31,20 +41,22 @@ struct CallPlan {
       start;
   // Takes the answers, in order. False ends the pool.
   std::function<bool(int64_t index, const grpc::Status& status, Response* response)> take;
-  // Called first of all and about ten times a second with the number of calls that have ended.
-  // False ends the pool.
-  std::function<bool(int64_t ended)> tick;
+  // Called first of all and about ten times a second. False ends the pool.
+  std::function<bool(const PoolProgress& progress)> tick;
 };
 
 // One thread, one completion queue. An answer that waits for an earlier one is kept; how many can
-// is bounded.
+// is bounded. A call that the server refuses with advice when to try again is sent again, up to
+// kMostTries times and only where its timeout leaves the time; it keeps its place among those in
+// flight, so that a full server is sent nothing new instead.
 template <typename Request, typename Response>
 class CallPool {
  public:
   explicit CallPool(const CallPlan<Request, Response>& plan) : plan_(plan) {}
 
   // Until all calls have ended or the pool was told to: then those in flight are cancelled.
-  void Run() {
+  // Returns the last progress.
+  PoolProgress Run() {
     while (true) {
       HandOver();
       while (MaySend()) Send(next_++);
@@ -53,7 +65,7 @@ class CallPool {
       WaitForCall();
       if (!ended_ && Clock::now() - last_tick_ >= kTick) {
         last_tick_ = Clock::now();
-        if (!plan_.tick(taken_ + static_cast<int64_t>(done_.size()))) End();
+        if (!plan_.tick(Progress())) End();
       }
     }
     queue_.Shutdown();
@@ -61,6 +73,7 @@ class CallPool {
     bool ok = false;
     while (queue_.Next(&tag, &ok)) {
     }
+    return Progress();
   }
 
  private:
@@ -70,11 +83,20 @@ class CallPool {
 
   struct Flight {
     int64_t index = 0;
-    grpc::ClientContext context;
+    Clock::time_point start = Clock::now();
+    int32_t tries = 0;
+    bool paused = false;  // the alarm is set, and comes to the queue instead of an answer
+    grpc::Alarm alarm;
+    Request request;
+    std::optional<grpc::ClientContext> context;  // of the last try
     std::unique_ptr<grpc::ClientAsyncResponseReader<Response>> reader;
     grpc::Status status;
     Response response;
   };
+
+  PoolProgress Progress() const {
+    return {taken_ + static_cast<int64_t>(done_.size()), paused_, resent_};
+  }
 
   bool MaySend() const {
     return !ended_ && next_ < plan_.count &&
@@ -85,16 +107,39 @@ class CallPool {
   void Send(int64_t index) {
     auto flight = std::make_unique<Flight>();
     flight->index = index;
-    Request request;
-    flight->status = plan_.make(index, &request);
+    flight->status = plan_.make(index, &flight->request);
     if (!flight->status.ok()) {
       done_[index] = std::move(flight);
       return;
     }
-    SetTimeout(plan_.timeout_seconds, &flight->context);
-    flight->reader = plan_.start(&flight->context, request, &queue_);
-    flight->reader->Finish(&flight->response, &flight->status, flight.get());
+    Try(flight.get());
     in_flight_[index] = std::move(flight);
+  }
+
+  void Try(Flight* flight) {
+    ++flight->tries;
+    flight->reader.reset();
+    flight->context.emplace();
+    SetTimeout(SecondsLeft(*flight), &*flight->context);
+    flight->reader = plan_.start(&*flight->context, flight->request, &queue_);
+    flight->reader->Finish(&flight->response, &flight->status, flight);
+  }
+
+  double SecondsLeft(const Flight& flight) const {
+    return plan_.timeout_seconds -
+           std::chrono::duration<double>(Clock::now() - flight.start).count();
+  }
+
+  // Sets the alarm of a call that is to be sent again.
+  bool Pause(Flight* flight) {
+    const auto advice = RetryAdvice(flight->status);
+    if (ended_ || !advice.has_value() || flight->tries >= kMostTries) return false;
+    const std::chrono::milliseconds pause = RetryPause(*advice, flight->tries, &random_);
+    if (std::chrono::duration<double>(pause).count() >= SecondsLeft(*flight)) return false;
+    flight->paused = true;
+    ++paused_;
+    flight->alarm.Set(&queue_, std::chrono::system_clock::now() + pause, flight);
+    return true;
   }
 
   void WaitForCall() {
@@ -105,10 +150,22 @@ class CallPool {
             grpc::CompletionQueue::GOT_EVENT) {
       return;
     }
-    const int64_t index = static_cast<Flight*>(tag)->index;
-    const auto place = in_flight_.find(index);
-    done_[index] = std::move(place->second);
+    Flight* const flight = static_cast<Flight*>(tag);
+    if (flight->paused) {
+      flight->paused = false;
+      --paused_;
+      if (!ended_) {
+        ++resent_;
+        Try(flight);
+        return;
+      }
+    } else if (Pause(flight)) {
+      return;
+    }
+    const auto place = in_flight_.find(flight->index);
+    done_[flight->index] = std::move(place->second);
     in_flight_.erase(place);
+    flight->request.Clear();
   }
 
   void HandOver() {
@@ -121,13 +178,22 @@ class CallPool {
 
   void End() {
     ended_ = true;
-    for (const auto& [index, flight] : in_flight_) flight->context.TryCancel();
+    for (const auto& [index, flight] : in_flight_) {
+      if (flight->paused) {
+        flight->alarm.Cancel();
+      } else {
+        flight->context->TryCancel();
+      }
+    }
   }
 
   const CallPlan<Request, Response>& plan_;
   grpc::CompletionQueue queue_;
+  std::minstd_rand random_{std::random_device{}()};
   int64_t next_ = 0;   // to send
   int64_t taken_ = 0;  // answers handed over
+  int64_t paused_ = 0;
+  int64_t resent_ = 0;
   bool ended_ = false;
   std::map<int64_t, std::unique_ptr<Flight>> in_flight_;
   std::map<int64_t, std::unique_ptr<Flight>> done_;  // not yet handed over

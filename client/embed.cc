@@ -49,23 +49,24 @@ class Embedder {
     plan.take = [this](int64_t index, const grpc::Status& status, v1::EmbedResponse* response) {
       return Take(index, status, *response);
     };
-    plan.tick = [this](int64_t ended) {
-      progress_.Draw(ProgressText("embed", First(ended), num_inputs()));
+    plan.tick = [this](const PoolProgress& pool) {
+      progress_.Draw(absl::StrCat(ProgressText("embed", First(pool.ended), num_inputs()),
+                                  PausedText(pool.paused)));
       if (connection_.interrupted()) {
         status_ = grpc::Status(grpc::StatusCode::CANCELLED, "interrupted");
       }
       return status_.ok();
     };
-    CallPool(plan).Run();
+    resent_ = CallPool(plan).Run().resent;
     progress_.Clear();
     return status_;
   }
 
   std::string Summary() const {
-    return absl::StrCat(num_inputs(), " inputs, ", prompt_tokens_, " prompt tokens, ", dimensions_,
-                        " dimensions, ", pooling_, " pooling, ",
-                        normalized_ ? "normalized" : "not normalized",
-                        truncated_ > 0 ? absl::StrCat(", ", truncated_, " truncated") : "");
+    return absl::StrCat(
+        num_inputs(), " inputs, ", prompt_tokens_, " prompt tokens, ", dimensions_, " dimensions, ",
+        pooling_, " pooling, ", normalized_ ? "normalized" : "not normalized",
+        truncated_ > 0 ? absl::StrCat(", ", truncated_, " truncated") : "", ResentText(resent_));
   }
 
  private:
@@ -105,6 +106,7 @@ class Embedder {
   grpc::Status status_;  // of the first call that failed
   int64_t prompt_tokens_ = 0;
   int64_t truncated_ = 0;
+  int64_t resent_ = 0;  // times that a call was sent again
   int64_t dimensions_ = 0;
   bool normalized_ = false;
   std::string pooling_;

@@ -116,14 +116,14 @@ int RunGenerateBatch(const GenerateOptions& options, v1::GenerateRequest default
                 << std::flush;
     return console.out.good();
   };
-  plan.tick = [&](int64_t ended) {
-    progress.Draw(
-        absl::StrCat(ProgressText("generate", ended, plan.count), "  ", tally.Rate("  ")));
+  plan.tick = [&](const PoolProgress& pool) {
+    progress.Draw(absl::StrCat(ProgressText("generate", pool.ended, plan.count), "  ",
+                               tally.Rate("  "), PausedText(pool.paused)));
     return !connection.interrupted();
   };
-  CallPool(plan).Run();
+  const PoolProgress pool = CallPool(plan).Run();
   progress.Clear();
-  if (!options.quiet) console.err << tally.Summary() << "\n";
+  if (!options.quiet) console.err << tally.Summary() << ResentText(pool.resent) << "\n";
   // Ctrl-C, or nobody reads the answers.
   if (tally.ended < plan.count || !console.out) return ExitCode(grpc::StatusCode::CANCELLED);
   return tally.exit_code();

@@ -15,6 +15,14 @@ std::string ProgressText(const std::string& what, int64_t done, int64_t total) {
   return absl::StrFormat("%s [%s] %d/%d", what, bar, done, total);
 }
 
+std::string PausedText(int64_t paused) {
+  return paused > 0 ? absl::StrFormat("  %d wait for a full server", paused) : "";
+}
+
+std::string ResentText(int64_t resent) {
+  return resent > 0 ? absl::StrFormat(", sent again %d times", resent) : "";
+}
+
 void ProgressBar::Draw(const std::string& line) {
   if (!shown_) return;
   err_ << "\r\x1b[K" << line << std::flush;

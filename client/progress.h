@@ -12,6 +12,12 @@ namespace ferrite {
 // "bench [=======>            ]  12/64".
 std::string ProgressText(const std::string& what, int64_t done, int64_t total);
 
+// "  3 wait for a full server" if so many do, else nothing.
+std::string PausedText(int64_t paused);
+
+// ", sent again 7 times" if there were so many, else nothing.
+std::string ResentText(int64_t resent);
+
 // Draws over one line of the error output, and only where that is a terminal.
 class ProgressBar {
  public:

@@ -43,7 +43,7 @@ CLI::App* AddToken(CLI::App* app, TokenOptions* options) {
       ->check(CLI::Validator(CheckName, ""))
       ->type_name("NAME");
   AddOptional(command, "--max-requests", &options->max_requests,
-              "How many generations it may have in flight; by default any number")
+              "How many samples and inputs it may have in flight; by default any number")
       ->check(CLI::Range(1, 1'000'000));
   return command;
 }

@@ -46,7 +46,7 @@ absl::StatusOr<CallPermit> Authenticator::Admit(std::optional<std::string_view> 
     return AdmitToken(*table, authorization, cost);
   }
   if (cost == CallCost::kShort || max_requests_per_client_ == 0) return CallPermit();
-  return Count(client, max_requests_per_client_, kClientLimit);
+  return Count(client, {max_requests_per_client_, kClientLimit});
 }
 
 absl::StatusOr<CallPermit> Authenticator::AdmitToken(const Table& table,
@@ -73,18 +73,19 @@ absl::StatusOr<CallPermit> Authenticator::AdmitToken(const Table& table,
   const bool own_limit = entry.max_requests > 0;
   ASSIGN_OR_RETURN(CallPermit counted,
                    Count(absl::StrCat("token '", entry.name, "'"),
-                         own_limit ? entry.max_requests : max_requests_per_client_,
-                         own_limit ? "max_requests" : kClientLimit));
+                         own_limit ? ClientCounts::Limit{entry.max_requests, "max_requests"}
+                                   : ClientCounts::Limit{max_requests_per_client_, kClientLimit}));
   counted.token_name_ = entry.name;
   return counted;
 }
 
-absl::StatusOr<CallPermit> Authenticator::Count(const std::string& client, int32_t limit,
-                                                std::string_view limit_name) const {
-  RETURN_IF_ERROR(counts_->Add(client, limit, limit_name));
+absl::StatusOr<CallPermit> Authenticator::Count(const std::string& client,
+                                                const ClientCounts::Limit& limit) const {
+  RETURN_IF_ERROR(counts_->Add(client, limit));
   CallPermit permit;
   permit.counts_ = counts_;
   permit.client_ = client;
+  permit.limit_ = limit;
   return permit;
 }
 

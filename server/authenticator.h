@@ -26,7 +26,8 @@ namespace ferrite {
 enum class CallCost { kShort, kGeneration };
 
 // That a call may be served. What serves calls asks for one, and only Authenticator makes them.
-// Holds the call's place among the requests of its client. Move-only; not thread-safe.
+// Holds the call's places among the requests of its client, one until Grow. Move-only; not
+// thread-safe.
 class CallPermit {
  public:
   CallPermit(CallPermit&&) noexcept = default;
@@ -34,6 +35,8 @@ class CallPermit {
     Release();
     counts_ = std::move(other.counts_);
     client_ = std::move(other.client_);
+    limit_ = other.limit_;
+    requests_ = other.requests_;
     token_name_ = std::move(other.token_name_);
     return *this;
   }
@@ -42,9 +45,19 @@ class CallPermit {
   // Of the token that admitted the call; empty without tokens.
   const std::string& token_name() const { return token_name_; }
 
-  // Gives the place back, as destruction does.
+  // The call turns out to be so many requests of the engine, 1 or more, as its `field` says: takes
+  // a place for each. InvalidArgument if the client may never have so many in flight,
+  // ResourceExhausted if it may not now; then the call holds one place, as before. At most once.
+  absl::Status Grow(int32_t requests, std::string_view field) {
+    if (counts_ == nullptr) return absl::OkStatus();
+    absl::Status status = counts_->Grow(client_, requests, field, limit_);
+    if (status.ok()) requests_ = requests;
+    return status;
+  }
+
+  // Gives the places back, as destruction does.
   void Release() {
-    if (const auto counts = std::move(counts_)) counts->Remove(client_);
+    if (const auto counts = std::move(counts_)) counts->Remove(client_, requests_);
   }
 
  private:
@@ -52,6 +65,8 @@ class CallPermit {
   CallPermit() = default;
   std::shared_ptr<ClientCounts> counts_;  // null if there is no place to give back
   std::string client_;
+  ClientCounts::Limit limit_;
+  int32_t requests_ = 1;  // places held
   std::string token_name_;
 };
 
@@ -60,7 +75,7 @@ class CallPermit {
 // interceptor cannot answer a call. Thread-safe; a permit may outlive it.
 class Authenticator {
  public:
-  // Without a token file every call is admitted. `max_requests_per_client` bounds the generations
+  // Without a token file every call is admitted. `max_requests_per_client` bounds the requests
   // that a token without a limit of its own, or without tokens a client, has in flight; 0 is no
   // bound. Errors name the key, the file and the line. `logger` must outlive it.
   static absl::StatusOr<std::unique_ptr<Authenticator>> Create(const ServerConfig::Auth& config,
@@ -68,7 +83,8 @@ class Authenticator {
                                                                const Logger* logger);
 
   // Unauthenticated without a token of the file; ResourceExhausted, naming the client and the
-  // limit, if the client has as many generations in flight as it may.
+  // limit, if the client has as many requests in flight as it may. A permit of kGeneration counts
+  // for one until it grows.
   absl::StatusOr<CallPermit> Admit(const grpc::ServerContextBase& call, CallCost cost) const;
 
   // The same for the value of the `authorization` header, or none, and for who calls if there are
@@ -88,9 +104,8 @@ class Authenticator {
   absl::StatusOr<CallPermit> AdmitToken(const Table& table,
                                         std::optional<std::string_view> authorization,
                                         CallCost cost) const;
-  // `limit_name` is what the message calls the limit.
-  absl::StatusOr<CallPermit> Count(const std::string& client, int32_t limit,
-                                   std::string_view limit_name) const;
+  absl::StatusOr<CallPermit> Count(const std::string& client,
+                                   const ClientCounts::Limit& limit) const;
   // `old`, if it is not null and the file has not changed since.
   absl::StatusOr<std::shared_ptr<const Table>> Read(std::shared_ptr<const Table> old) const;
   void Reload();

@@ -91,6 +91,9 @@ class CallRecord {
   // Who calls, by the token that the permit is for.
   void set_permit(const CallPermit& permit) { client_ = permit.token_name(); }
 
+  // When the call came.
+  Clock::time_point received() const { return received_; }
+
   // Whose call it is: the name of its token, or else who called.
   std::string client() const;
 

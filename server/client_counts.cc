@@ -11,24 +11,45 @@
 
 namespace ferrite {
 
-absl::Status ClientCounts::Add(const std::string& client, int32_t limit,
-                               std::string_view limit_name) {
+absl::Status ClientCounts::Add(const std::string& client, const Limit& limit) {
   MutexLock lock(&mutex_);
   const auto [entry, first] = in_flight_.try_emplace(client, 0);
-  if (limit > 0 && entry->second >= limit) {
+  if (limit.requests > 0 && entry->second >= limit.requests) {
     return Refused(absl::ResourceExhaustedError(absl::StrCat(
                        client, " has ", entry->second, " requests in flight; its limit (",
-                       std::string(limit_name), ") is ", limit)),
+                       std::string(limit.name), ") is ", limit.requests)),
                    Refusal::kClientLimit);
   }
   ++entry->second;
   return absl::OkStatus();
 }
 
-void ClientCounts::Remove(const std::string& client) {
+absl::Status ClientCounts::Grow(const std::string& client, int32_t requests, std::string_view field,
+                                const Limit& limit) {
+  if (limit.requests > 0 && requests > limit.requests) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(field), " is ", requests, "; ", client, " may have at most ",
+                     limit.requests, " requests in flight (", std::string(limit.name), ")"));
+  }
+  MutexLock lock(&mutex_);
+  int64_t& in_flight = in_flight_.at(client);
+  const int64_t others = in_flight - 1;
+  if (limit.requests > 0 && others > limit.requests - requests) {
+    return Refused(
+        absl::ResourceExhaustedError(absl::StrCat(
+            client, " has ", others, " other requests in flight, and ", std::string(field), " is ",
+            requests, "; its limit (", std::string(limit.name), ") is ", limit.requests)),
+        Refusal::kClientLimit);
+  }
+  in_flight += requests - 1;
+  return absl::OkStatus();
+}
+
+void ClientCounts::Remove(const std::string& client, int32_t requests) {
   MutexLock lock(&mutex_);
   const auto entry = in_flight_.find(client);
-  if (--entry->second == 0) in_flight_.erase(entry);
+  entry->second -= requests;
+  if (entry->second == 0) in_flight_.erase(entry);
 }
 
 size_t ClientCounts::size() const {

@@ -1,4 +1,4 @@
-// How many requests each client has in flight.
+// How many requests each client has in flight: samples and inputs, as the engine runs them.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -15,19 +15,30 @@ namespace ferrite {
 // Keeps a count for those that have something in flight, and nothing of the others. Thread-safe.
 class ClientCounts {
  public:
-  // Counts one more; ResourceExhausted, counting nothing, if the client has `limit` in flight
-  // already. 0 is no limit. The message names the client, and the limit by `limit_name`.
-  absl::Status Add(const std::string& client, int32_t limit, std::string_view limit_name);
+  struct Limit {
+    int32_t requests = 0;   // 0: none
+    std::string_view name;  // that messages call it by; of static storage
+  };
 
-  // Undoes an Add that returned OK.
-  void Remove(const std::string& client);
+  // Counts one more; ResourceExhausted, counting nothing, if the client has as many in flight as it
+  // may. The message names the client and the limit.
+  absl::Status Add(const std::string& client, const Limit& limit);
+
+  // Makes the one of an Add that returned OK into `requests`, which is 1 or more: a call's `field`
+  // says that it has so many. InvalidArgument if they are more than the client may ever have, and
+  // ResourceExhausted if they are more beside its others; then the one goes on counting alone.
+  absl::Status Grow(const std::string& client, int32_t requests, std::string_view field,
+                    const Limit& limit);
+
+  // Undoes an Add that returned OK, or what has become of it.
+  void Remove(const std::string& client, int32_t requests);
 
   // Clients with something in flight.
   size_t size() const;
 
  private:
   mutable Mutex mutex_;
-  std::unordered_map<std::string, int32_t> in_flight_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<std::string, int64_t> in_flight_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Who calls when there are no tokens: "client CN=a" by the subject of the certificate that the

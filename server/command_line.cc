@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "server/config.h"
 #include "server/config_keys.h"
+#include "server/config_values.h"
 
 namespace ferrite {
 namespace {

@@ -9,6 +9,7 @@
 #include "engine/status_macros.h"
 #include "server/config_builder.h"
 #include "server/config_keys.h"
+#include "server/config_values.h"
 
 namespace ferrite {
 namespace {

@@ -4,6 +4,7 @@ add_library(ferrite_server_config STATIC
   config.cc
   config_builder.cc
   config_keys.cc
+  config_values.cc
   log.cc)
 target_link_libraries(ferrite_server_config
   PUBLIC ferrite_flags absl::statusor absl::strings absl::time

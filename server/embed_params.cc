@@ -189,6 +189,19 @@ class InputReader {
 
 }  // namespace
 
+int64_t BytesToTokenize(const v1::EmbedRequest& wire, const ServedModel& model) {
+  size_t prompt = wire.instruction().size();  // or the longest of those that it may name
+  for (const auto& [name, text] : model.sentence_transformers.prompts) {
+    prompt = std::max(prompt, text.size());
+  }
+  int64_t bytes = 0;
+  for (const v1::EmbedInput& input : wire.inputs()) {
+    bytes += input.has_text() ? static_cast<int64_t>(prompt + input.text().size())
+                              : input.token_ids().ids_size();
+  }
+  return bytes;
+}
+
 absl::StatusOr<EmbedCall> ResolveEmbedRequest(const v1::EmbedRequest& wire,
                                               const RequestContext& context) {
   const ServedModel& model = *context.model;

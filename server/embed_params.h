@@ -26,6 +26,9 @@ struct EmbedCall {
   int64_t prompt_tokens = 0;  // of all inputs
 };
 
+// How many bytes of text there are to tokenise, at most: with a prompt before each text.
+int64_t BytesToTokenize(const v1::EmbedRequest& wire, const ServedModel& model);
+
 // Unset knobs come from the model's files. InvalidArgument names the field, its value and the
 // bound; Unimplemented says what the model's files ask for that is not served. Texts are tokenised
 // last: with the prompt before them, and the end token behind them that the tokenizer's

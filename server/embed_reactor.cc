@@ -25,31 +25,59 @@ grpc::ServerUnaryReactor* EmbedReactor::Start(const GenerateContext& context,
                                               const grpc::ByteBuffer& request,
                                               grpc::ByteBuffer* response) {
   const std::shared_ptr<EmbedReactor> reactor(new EmbedReactor(context, call, response));
-  reactor->self_ = reactor;
-  if (const absl::Status status = reactor->Submit(request);
-      !status.ok() && reactor->ClaimFinish()) {
+  const auto wire = std::make_shared<v1::EmbedRequest>();
+  absl::Status status;
+  {
+    MutexLock lock(&reactor->mutex_);
+    reactor->self_ = reactor;
+    status = reactor->Receive(request, wire.get());
+  }
+  if (status.ok()) {
+    status = context.tokenizing_pool->Run(BytesToTokenize(*wire, *context.request.model),
+                                          [reactor, wire] { reactor->Resolve(*wire); });
+  }
+  if (!status.ok() && reactor->ClaimFinish()) {
     reactor->End(status);
   }
   return reactor.get();
 }
 
-absl::Status EmbedReactor::Submit(const grpc::ByteBuffer& bytes) {
-  const Clock::time_point received = Clock::now();
+absl::Status EmbedReactor::Receive(const grpc::ByteBuffer& bytes, v1::EmbedRequest* wire) {
   ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
   record_.set_permit(*permit_);
   RETURN_IF_ERROR(context_.engine->CheckRoom());
-  v1::EmbedRequest wire;
-  RETURN_IF_ERROR(ParseMessage(bytes, &wire));
-  ASSIGN_OR_RETURN(resolved_, ResolveEmbedRequest(wire, context_.request));
+  RETURN_IF_ERROR(ParseMessage(bytes, wire));
+  return wire->inputs_size() > 1 ? permit_->Grow(wire->inputs_size(), "the number of inputs")
+                                 : absl::OkStatus();
+}
+
+void EmbedReactor::Resolve(const v1::EmbedRequest& wire) {
+  {
+    MutexLock lock(&mutex_);
+    if (finish_called_) return;  // cancelled while the inputs waited
+  }
+  absl::StatusOr<EmbedCall> resolved = ResolveEmbedRequest(wire, context_.request);
+  absl::Status status = resolved.status();
+  {
+    MutexLock lock(&mutex_);
+    if (finish_called_) return;
+    if (resolved.ok()) status = Submit(*std::move(resolved));
+  }
+  if (!status.ok() && ClaimFinish()) {
+    End(status);
+  }
+}
+
+absl::Status EmbedReactor::Submit(EmbedCall resolved) {
+  resolved_ = std::move(resolved);
   request_id_ = resolved_.requests.front().id;
   record_.figures.request_id = request_id_;
   record_.figures.prompt_tokens = static_cast<int32_t>(resolved_.prompt_tokens);
   const Clock::time_point deadline = CallDeadline(*call_);
-  MutexLock lock(&mutex_);
   for (EngineRequest& request : resolved_.requests) {
     request.client = record_.client();
     request.cache_prompt = false;  // the contract has no salt for inputs
-    request.received = received;
+    request.received = record_.received();
     request.deadline = deadline;
     streams_.push_back(std::make_shared<TokenStream>(TokenStream::Mode::kEndOnly));
     streams_.back()->SetListener(self_);
@@ -119,11 +147,18 @@ void EmbedReactor::CancelInputs() {
 }
 
 void EmbedReactor::OnCancel() {
+  std::shared_ptr<EmbedReactor> self;
+  {
+    MutexLock lock(&mutex_);
+    self = self_;
+  }
+  // First, so that nothing is submitted any more that would not be cancelled here.
+  const bool claimed = ClaimFinish();
   {
     MutexLock lock(&mutex_);
     CancelInputs();
   }
-  if (ClaimFinish()) {
+  if (claimed) {
     End(record_.CancellationStatus());
   }
 }
@@ -132,7 +167,9 @@ void EmbedReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
-  const std::shared_ptr<EmbedReactor> self = std::move(self_);
+  std::shared_ptr<EmbedReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 }  // namespace ferrite

@@ -35,10 +35,14 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
  private:
   EmbedReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
                grpc::ByteBuffer* response);
-  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // What comes before the inputs are looked at: admits the call and parses it.
+  absl::Status Receive(const grpc::ByteBuffer& bytes, v1::EmbedRequest* wire);
+  // Tokenises the inputs and submits them, unless the call has been cancelled meanwhile.
+  void Resolve(const v1::EmbedRequest& wire);
+  absl::Status Submit(EmbedCall resolved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Of all inputs, which have ended: the first failure, or OK and the answer in response_.
   absl::Status FillResponse();
-  void CancelInputs();
+  void CancelInputs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether the caller is the one to finish the call.
   bool ClaimFinish();
   // By that caller.
@@ -47,8 +51,7 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
-  std::shared_ptr<EmbedReactor> self_;
-  CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of Submit
+  CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   // Set before the inputs are submitted, and then left alone.
   EmbedCall resolved_;  // its requests are the engine's by then
   std::string request_id_;
@@ -58,6 +61,7 @@ class EmbedReactor final : public grpc::ServerUnaryReactor, public TokenStream::
 
   std::atomic<size_t> num_running_{0};
   Mutex mutex_;
+  std::shared_ptr<EmbedReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -68,6 +68,27 @@ absl::Status ResolveOutput(const v1::OutputParams& wire, GenerateCall* call) {
   return absl::OkStatus();
 }
 
+// What would not even find room in an empty queue is not refused as if it were load.
+absl::Status CheckQueueRequests(const GenerateCall& call, const RequestContext& context) {
+  const int32_t most = context.engine->options().admission.max_waiting_requests;
+  if (call.num_samples > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("output.n is ", call.num_samples,
+                     "; the queue (scheduler.max_waiting) has room for ", most));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckQueueTokens(const EngineRequest& request, const RequestContext& context) {
+  const int64_t most = context.engine->options().admission.max_waiting_tokens;
+  if (static_cast<int64_t>(request.prompt.size()) > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", request.prompt.size(),
+                     " tokens; the queue (scheduler.max_waiting_tokens) has room for ", most));
+  }
+  return absl::OkStatus();
+}
+
 // Once the lengths are known.
 absl::Status CheckLogprobs(const GenerateCall& call) {
   const EngineRequest& request = call.request;
@@ -258,7 +279,9 @@ absl::StatusOr<GenerateCall> ResolveGenerateRequest(const v1::GenerateRequest& w
   RETURN_IF_ERROR(ResolveSampling(wire.sampling(), context, &request.sampling));
   RETURN_IF_ERROR(ResolveStopping(wire.stopping(), context, &request));
   RETURN_IF_ERROR(ResolveOutput(wire.output(), &call));
+  RETURN_IF_ERROR(CheckQueueRequests(call, context));
   RETURN_IF_ERROR(ResolvePrompt(wire, context, &call));
+  RETURN_IF_ERROR(CheckQueueTokens(request, context));
   RETURN_IF_ERROR(CheckLimits(wire, context.limits, request.prompt.size()));
   RETURN_IF_ERROR(ResolveLength(wire.stopping(), context, &request));
   RETURN_IF_ERROR(CheckLogprobs(call));

@@ -8,21 +8,33 @@
 namespace ferrite {
 namespace {
 
-// Parses, resolves and submits what has been admitted. `outputs` and `info` are filled before the
-// request is submitted, since output may come at once.
+// What comes before the prompt is looked at: admits the call and parses it.
+absl::Status Receive(const GenerateContext& context, const grpc::CallbackServerContext& call,
+                     const grpc::ByteBuffer& bytes, std::optional<CallPermit>* permit,
+                     CallRecord* record, v1::GenerateRequest* wire) {
+  ASSIGN_OR_RETURN(*permit, context.authenticator->Admit(call, CallCost::kGeneration));
+  record->set_permit(**permit);
+  RETURN_IF_ERROR(context.engine->CheckRoom());
+  RETURN_IF_ERROR(ParseMessage(bytes, wire));
+  return wire->output().n() > 1 ? (*permit)->Grow(wire->output().n(), "output.n")
+                                : absl::OkStatus();
+}
+
+// How much there is to tokenise, or to look at.
+int64_t PromptLength(const v1::GenerateRequest& wire) {
+  return static_cast<int64_t>(wire.text().size()) + wire.token_ids().ids_size();
+}
+
+// Submits what has been resolved. `outputs` and `info` are filled before, since output may come at
+// once.
 absl::Status SubmitRequest(const GenerateContext& context, const grpc::CallbackServerContext& call,
-                           const grpc::ByteBuffer& bytes, TokenStream::Mode mode,
+                           GenerateCall resolved, TokenStream::Mode mode,
                            const std::weak_ptr<TokenStream::Listener>& listener,
                            std::unique_ptr<SampleOutputs>* outputs, v1::PromptInfo* info,
                            CallRecord* record) {
-  const Clock::time_point received = Clock::now();
-  RETURN_IF_ERROR(context.engine->CheckRoom());
-  v1::GenerateRequest wire;
-  RETURN_IF_ERROR(ParseMessage(bytes, &wire));
-  ASSIGN_OR_RETURN(GenerateCall resolved, ResolveGenerateRequest(wire, context.request));
   EngineRequest& request = resolved.request;
   request.client = record->client();
-  request.received = received;
+  request.received = record->received();
   request.deadline = CallDeadline(call);
   info->set_request_id(request.id);
   info->set_model(context.request.model->name);
@@ -61,22 +73,46 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStreamReactor::Start(
     const GenerateContext& context, grpc::CallbackServerContext* call,
     const grpc::ByteBuffer& request) {
   const std::shared_ptr<GenerateStreamReactor> reactor(new GenerateStreamReactor(context, call));
-  reactor->self_ = reactor;
-  if (absl::Status status = reactor->Submit(request); !status.ok()) {
+  const auto wire = std::make_shared<v1::GenerateRequest>();
+  absl::Status status;
+  {
     MutexLock lock(&reactor->mutex_);
-    reactor->refused_ = std::move(status);
+    reactor->self_ = reactor;
+    status = Receive(context, *call, request, &reactor->permit_, &reactor->record_, wire.get());
   }
-  reactor->MaybeWrite();
+  if (status.ok()) {
+    status = context.tokenizing_pool->Run(PromptLength(*wire),
+                                          [reactor, wire] { reactor->Resolve(*wire); });
+  }
+  if (!status.ok()) {
+    {
+      MutexLock lock(&reactor->mutex_);
+      reactor->refused_ = std::move(status);
+    }
+    reactor->MaybeWrite();
+  }
   return reactor.get();
 }
 
-absl::Status GenerateStreamReactor::Submit(const grpc::ByteBuffer& bytes) {
-  ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
-  // Holding the mutex keeps an OnOutput that comes at once from overtaking info_.
-  MutexLock lock(&mutex_);
-  record_.set_permit(*permit_);
-  RETURN_IF_ERROR(SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEveryOutput, self_,
-                                &outputs_, &info_, &record_));
+void GenerateStreamReactor::Resolve(const v1::GenerateRequest& wire) {
+  {
+    MutexLock lock(&mutex_);
+    if (cancelled_) return;  // while the prompt waited; OnCancel finishes the call
+  }
+  absl::StatusOr<GenerateCall> resolved = ResolveGenerateRequest(wire, context_.request);
+  {
+    // Holding the mutex keeps an OnOutput that comes at once from overtaking info_.
+    MutexLock lock(&mutex_);
+    if (cancelled_) return;
+    refused_ = resolved.ok() ? Submit(*std::move(resolved)) : resolved.status();
+  }
+  MaybeWrite();
+}
+
+absl::Status GenerateStreamReactor::Submit(GenerateCall resolved) {
+  RETURN_IF_ERROR(SubmitRequest(context_, *call_, std::move(resolved),
+                                TokenStream::Mode::kEveryOutput, self_, &outputs_, &info_,
+                                &record_));
   writes_ = context_.WatchWrites(call_, info_.request_id());
   return absl::OkStatus();
 }
@@ -159,8 +195,10 @@ GenerateStreamReactor::Action GenerateStreamReactor::NextAction() {
 }
 
 void GenerateStreamReactor::OnWriteDone(bool ok) {
+  std::shared_ptr<GenerateStreamReactor> self;
   {
     MutexLock lock(&mutex_);
+    self = self_;
     writes_->WriteEnded();
     write_in_flight_ = false;
     cancelled_ = cancelled_ || !ok;
@@ -172,12 +210,14 @@ void GenerateStreamReactor::OnWriteDone(bool ok) {
 }
 
 void GenerateStreamReactor::OnCancel() {
+  std::shared_ptr<GenerateStreamReactor> self;
   {
     MutexLock lock(&mutex_);
+    self = self_;
     cancelled_ = true;
-  }
-  if (outputs_ != nullptr) {
-    outputs_->Cancel();
+    if (outputs_ != nullptr) {
+      outputs_->Cancel();
+    }
   }
   MaybeWrite();
 }
@@ -186,7 +226,9 @@ void GenerateStreamReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
   // The last reference may be this one: nothing of the object is touched afterwards.
-  const std::shared_ptr<GenerateStreamReactor> self = std::move(self_);
+  std::shared_ptr<GenerateStreamReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 GenerateUnaryReactor::GenerateUnaryReactor(const GenerateContext& context,
@@ -205,20 +247,47 @@ grpc::ServerUnaryReactor* GenerateUnaryReactor::Start(const GenerateContext& con
                                                       grpc::ByteBuffer* response) {
   const std::shared_ptr<GenerateUnaryReactor> reactor(
       new GenerateUnaryReactor(context, call, response));
-  reactor->self_ = reactor;
-  if (const absl::Status status = reactor->Submit(request);
-      !status.ok() && reactor->ClaimFinish(status)) {
-    reactor->Finish(ToGrpcStatus(status, context.engine->RetryAfterSeconds(), call));
+  const auto wire = std::make_shared<v1::GenerateRequest>();
+  absl::Status status;
+  {
+    MutexLock lock(&reactor->mutex_);
+    reactor->self_ = reactor;
+    status = Receive(context, *call, request, &reactor->permit_, &reactor->record_, wire.get());
+  }
+  if (status.ok()) {
+    status = context.tokenizing_pool->Run(PromptLength(*wire),
+                                          [reactor, wire] { reactor->Resolve(*wire); });
+  }
+  if (!status.ok()) {
+    reactor->Refuse(status);
   }
   return reactor.get();
 }
 
-absl::Status GenerateUnaryReactor::Submit(const grpc::ByteBuffer& bytes) {
-  ASSIGN_OR_RETURN(permit_, context_.authenticator->Admit(*call_, CallCost::kGeneration));
-  MutexLock lock(&mutex_);
-  record_.set_permit(*permit_);
-  return SubmitRequest(context_, *call_, bytes, TokenStream::Mode::kEndOnly, self_, &outputs_,
-                       message_.mutable_info(), &record_);
+void GenerateUnaryReactor::Resolve(const v1::GenerateRequest& wire) {
+  {
+    MutexLock lock(&mutex_);
+    if (finish_called_) return;  // cancelled while the prompt waited
+  }
+  absl::StatusOr<GenerateCall> resolved = ResolveGenerateRequest(wire, context_.request);
+  absl::Status status = resolved.status();
+  {
+    MutexLock lock(&mutex_);
+    if (finish_called_) return;
+    if (resolved.ok()) status = Submit(*std::move(resolved));
+  }
+  if (!status.ok()) Refuse(status);
+}
+
+absl::Status GenerateUnaryReactor::Submit(GenerateCall resolved) {
+  return SubmitRequest(context_, *call_, std::move(resolved), TokenStream::Mode::kEndOnly, self_,
+                       &outputs_, message_.mutable_info(), &record_);
+}
+
+void GenerateUnaryReactor::Refuse(const absl::Status& status) {
+  if (ClaimFinish(status)) {
+    Finish(ToGrpcStatus(status, context_.engine->RetryAfterSeconds(), call_));
+  }
 }
 
 bool GenerateUnaryReactor::ClaimFinish(const absl::Status& status) {
@@ -266,13 +335,21 @@ void GenerateUnaryReactor::OnOutput() {
 }
 
 void GenerateUnaryReactor::OnCancel() {
+  std::shared_ptr<GenerateUnaryReactor> self;
+  {
+    MutexLock lock(&mutex_);
+    self = self_;
+  }
+  const absl::Status status = record_.CancellationStatus();
+  // First, so that nothing is submitted any more that would not be cancelled here.
+  const bool claimed = ClaimFinish(status);
   {
     MutexLock lock(&mutex_);
     if (outputs_ != nullptr) {
       outputs_->Cancel();
     }
   }
-  if (const absl::Status status = record_.CancellationStatus(); ClaimFinish(status)) {
+  if (claimed) {
     Finish(ToGrpcStatus(status));
   }
 }
@@ -280,7 +357,9 @@ void GenerateUnaryReactor::OnCancel() {
 void GenerateUnaryReactor::OnDone() {
   writes_.reset();
   --*context_.active_calls;
-  const std::shared_ptr<GenerateUnaryReactor> self = std::move(self_);
+  std::shared_ptr<GenerateUnaryReactor> self;
+  MutexLock lock(&mutex_);
+  self = std::move(self_);
 }
 
 }  // namespace ferrite

@@ -18,6 +18,7 @@
 #include "server/generate_params.h"
 #include "server/load_report.h"
 #include "server/sample_outputs.h"
+#include "server/tokenizing_pool.h"
 #include "server/write_watch.h"
 
 namespace ferrite {
@@ -31,6 +32,7 @@ struct GenerateContext {
   WriteWatch* write_watch;
   LoadReporter* load_reporter;
   CallLog* call_log;
+  TokenizingPool* tokenizing_pool;
 
   // To be called before a call is finished with `status`: adds the load to its trailers, counts it,
   // and gives its place back before the client can know, whose next request must find it free.
@@ -41,9 +43,11 @@ struct GenerateContext {
                                                 const std::string& request_id) const;
 };
 
-// Streams `started`, deltas and `finished`. Reactions and OnOutput run concurrently on gRPC's and
-// the engine's threads; MaybeWrite is the only place that starts a write or finishes. While a write
-// is in flight new output merges in the TokenStreams. The reactor keeps itself alive until OnDone.
+// Streams `started`, deltas and `finished`. Reactions, Resolve and OnOutput run concurrently on
+// gRPC's, the tokenising and the engine's threads; MaybeWrite is the only place that starts a write
+// or finishes. While a write is in flight new output merges in the TokenStreams. The reactor keeps
+// itself alive until OnDone; whoever uses it on another thread holds a reference, so that the one
+// who lets go last destroys it.
 class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                     public TokenStream::Listener {
  public:
@@ -61,17 +65,19 @@ class GenerateStreamReactor final : public grpc::ServerWriteReactor<grpc::ByteBu
   enum class Action { kNone, kWrite, kWriteAndFinish, kFinish };
 
   GenerateStreamReactor(const GenerateContext& context, grpc::CallbackServerContext* call);
-  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // Tokenises the prompt and submits the request, unless the call has been cancelled meanwhile.
+  void Resolve(const v1::GenerateRequest& wire);
+  absl::Status Submit(GenerateCall resolved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MaybeWrite();
   Action NextAction() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
-  std::shared_ptr<GenerateStreamReactor> self_;
   CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;  // null if the call was not admitted
 
   Mutex mutex_;
+  std::shared_ptr<GenerateStreamReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
   absl::Status refused_ ABSL_GUARDED_BY(mutex_);
   bool started_sent_ ABSL_GUARDED_BY(mutex_) = false;
   bool write_in_flight_ ABSL_GUARDED_BY(mutex_) = false;
@@ -100,7 +106,10 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
  private:
   GenerateUnaryReactor(const GenerateContext& context, grpc::CallbackServerContext* call,
                        grpc::ByteBuffer* response);
-  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // As of the other reactor.
+  void Resolve(const v1::GenerateRequest& wire);
+  absl::Status Submit(GenerateCall resolved) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Refuse(const absl::Status& status);
   // Whether the caller is the one to finish the call, with `status`.
   bool ClaimFinish(const absl::Status& status);
   // Takes what has come, and says whether that is all.
@@ -109,14 +118,14 @@ class GenerateUnaryReactor final : public grpc::ServerUnaryReactor, public Token
   const GenerateContext context_;
   grpc::CallbackServerContext* const call_;
   grpc::ByteBuffer* const response_;
-  std::shared_ptr<GenerateUnaryReactor> self_;
   CallRecord record_;  // of whoever sets finish_called_, from then on; before that, of mutex_
   std::unique_ptr<SampleOutputs> outputs_;    // null if the call was not admitted
   std::optional<CallPermit> permit_;          // whoever sets finish_called_ owns it once it is set
   std::unique_ptr<WriteWatch::Call> writes_;  // likewise, until OnDone
 
   Mutex mutex_;
-  v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);  // so far
+  std::shared_ptr<GenerateUnaryReactor> self_ ABSL_GUARDED_BY(mutex_);  // until OnDone
+  v1::GenerateResponse message_ ABSL_GUARDED_BY(mutex_);                // so far
   bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -38,8 +38,9 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
     }
     return absl::OkStatus();
   };
-  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(
-      *authenticator_, generate_.call_log, Rpc::kTokenize, call, *request, response, serve);
+  return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(*authenticator_, generate_.call_log,
+                                                                Rpc::kTokenize, call, *request,
+                                                                response, serve, InPool());
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* call,
@@ -54,7 +55,8 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
     return absl::OkStatus();
   };
   return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
-      *authenticator_, generate_.call_log, Rpc::kDetokenize, call, *request, response, serve);
+      *authenticator_, generate_.call_log, Rpc::kDetokenize, call, *request, response, serve,
+      InPool());
 }
 
 }  // namespace ferrite

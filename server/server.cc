@@ -120,10 +120,11 @@ absl::Status Server::Listen(Clock::time_point process_start) {
   write_watch_ = std::make_unique<WriteWatch>(config_.server.slow_reader_seconds, logger_);
   load_reporter_ = std::make_unique<LoadReporter>(engine_.get(), config_.server.orca);
   call_log_ = std::make_unique<CallLog>(logger_, config_.log.access, model_.name);
+  tokenizing_pool_ = std::make_unique<TokenizingPool>(TokenizingPool::DefaultThreads());
   const RequestContext context{&model_, engine_.get(), config_.defaults, config_.limits};
-  inference_ =
-      std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get(),
-                                         write_watch_.get(), load_reporter_.get(), call_log_.get());
+  inference_ = std::make_unique<InferenceService>(authenticator_.get(), context, engine_.get(),
+                                                  write_watch_.get(), load_reporter_.get(),
+                                                  call_log_.get(), tokenizing_pool_.get());
   control_ = std::make_unique<ControlService>(authenticator_.get(), context, engine_.get(),
                                               write_watch_.get(), call_log_.get(),
                                               config_.server.max_message_bytes, process_start);

@@ -23,6 +23,7 @@
 #include "server/metrics_server.h"
 #include "server/served_model.h"
 #include "server/tls_credentials.h"
+#include "server/tokenizing_pool.h"
 #include "server/write_watch.h"
 
 namespace ferrite {
@@ -80,8 +81,9 @@ class Server {
   std::unique_ptr<CallLog> call_log_;
   std::unique_ptr<InferenceService> inference_;
   std::unique_ptr<ControlService> control_;
-  std::unique_ptr<grpc::Server> grpc_;      // after what its handlers use
-  std::unique_ptr<MetricsServer> metrics_;  // null: off
+  std::unique_ptr<TokenizingPool> tokenizing_pool_;  // after what its jobs use
+  std::unique_ptr<grpc::Server> grpc_;               // after what its handlers use
+  std::unique_ptr<MetricsServer> metrics_;           // null: off
   int port_ = 0;
   bool shut_down_ = false;
 

@@ -19,7 +19,7 @@ Sha256Digest Sha256(std::string_view text);
 struct TokenEntry {
   std::string name;          // what messages and logs call the token
   Sha256Digest digest{};     // SHA-256 of the token
-  int32_t max_requests = 0;  // generations in flight at a time; 0: any number
+  int32_t max_requests = 0;  // requests in flight at a time; 0: any number
 };
 
 // Parses `name:sha256hex` or `name:sha256hex max_requests=N`, a line each; blank lines and lines

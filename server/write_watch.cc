@@ -63,13 +63,16 @@ void WriteWatch::Look() {
     }
   }
   for (const std::shared_ptr<Call::Entry>& entry : slow) {
-    const std::lock_guard<std::recursive_mutex> lock(entry->mutex);
-    const std::function<void()> cancel = std::exchange(entry->cancel, nullptr);
-    if (cancel == nullptr) continue;
-    ++num_cancelled_;
+    {
+      const std::lock_guard<std::recursive_mutex> lock(entry->mutex);
+      const std::function<void()> cancel = std::exchange(entry->cancel, nullptr);
+      if (cancel == nullptr) continue;
+      ++num_cancelled_;
+      cancel();
+    }
+    // Without the mutex, for which the end of the call may wait on one of gRPC's threads.
     logger_->Log(LogLevel::kWarning, "slow_reader_cancelled",
                  {{"request_id", entry->request_id}, {"seconds", seconds_}});
-    cancel();
   }
 }
 

@@ -2,6 +2,8 @@
 #include <google/protobuf/util/message_differencer.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -179,6 +181,19 @@ TEST_F(EmbedTest, AFailureEndsItAfterTheRowsBefore) {
   EXPECT_EQ(result.out, "1 0.33333334\n2 0.6666667\n");
   EXPECT_EQ(result.err, "ferrite: INTERNAL: bad\n");
   EXPECT_EQ(server_.inference.calls, 3);
+}
+
+TEST_F(EmbedTest, ARefusedCallIsSentAgainAsAdvised) {
+  const auto answer = server_.inference.on_embed;
+  std::atomic<int> calls = 0;
+  server_.inference.on_embed = [&](const v1::EmbedRequest& request, v1::EmbedResponse* response) {
+    return ++calls <= 2 ? RefusedFor(std::chrono::milliseconds(10)) : answer(request, response);
+  };
+  const ClientResult result = Embed({"a", "bb", "--batch-size=1", "--concurrency=1"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out, "1 0.33333334\n2 0.6666667\n");
+  EXPECT_THAT(result.err, HasSubstr(", sent again 2 times\n"));
+  EXPECT_EQ(calls, 4);
 }
 
 TEST_F(EmbedTest, AnswersThatDoNotFitTheInputsAreFailures) {

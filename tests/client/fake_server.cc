@@ -10,6 +10,8 @@
 #include <thread>
 
 #include "client/cli.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
 
 namespace ferrite {
 
@@ -133,6 +135,16 @@ FakeServer::~FakeServer() { server_->Shutdown(std::chrono::system_clock::now());
 
 void FakeServer::SetServing(const std::string& service, bool serving) {
   server_->GetHealthCheckService()->SetServingStatus(service, serving);
+}
+
+grpc::Status RefusedFor(std::chrono::milliseconds delay) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(delay.count() / 1000);
+  retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(delay.count() % 1000) * 1'000'000);
+  google::rpc::Status details;
+  details.set_code(grpc::StatusCode::RESOURCE_EXHAUSTED);
+  details.add_details()->PackFrom(retry);
+  return {grpc::StatusCode::RESOURCE_EXHAUSTED, "the queue is full", details.SerializeAsString()};
 }
 
 ClientResult RunWith(const std::vector<std::string>& arguments, const std::string& input,

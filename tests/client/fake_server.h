@@ -4,6 +4,7 @@
 #include <grpcpp/server.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -93,6 +94,9 @@ class FakeServer {
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
 };
+
+// RESOURCE_EXHAUSTED as the real server has it: with advice to try again after `delay`.
+grpc::Status RefusedFor(std::chrono::milliseconds delay);
 
 struct ClientResult {
   int exit_code;

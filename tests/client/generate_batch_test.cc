@@ -7,6 +7,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <fstream>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -19,7 +20,9 @@
 namespace ferrite {
 namespace {
 
+using namespace std::chrono_literals;
 using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -53,6 +56,12 @@ class GenerateBatchTest : public testing::Test {
       response->mutable_usage()->set_completion_tokens(10);
       return grpc::Status::OK;
     };
+  }
+
+  static std::string Prompts(int count) {
+    std::string input;
+    for (int i = 0; i < count; ++i) input += "{\"text\":\"p" + std::to_string(i) + "\"}\n";
+    return input;
   }
 
   // What handlers see that outlive a test's body: the server's destructor waits for them.
@@ -160,6 +169,78 @@ TEST_F(GenerateBatchTest, OptionsAreDefaultsForTheLines) {
   EXPECT_EQ(request.sampling().temperature(), 0.5f);
   EXPECT_THAT(request.stopping().stop_strings(), testing::ElementsAre("b"));
   EXPECT_EQ(request.output().n(), 2);
+}
+
+TEST_F(GenerateBatchTest, SendsAgainWhenTheServerAdvises) {
+  std::mutex mutex;
+  std::map<std::string, std::vector<std::chrono::steady_clock::time_point>> tries;
+  server_.inference.on_generate = [&](const v1::GenerateRequest& request,
+                                      v1::GenerateResponse* response) {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto& times = tries[request.text()];
+    times.push_back(std::chrono::steady_clock::now());
+    if (request.text() != "p1" && times.size() <= 2) return RefusedFor(100ms);
+    response->add_choices()->set_text(request.text());
+    return grpc::Status::OK;
+  };
+  const ClientResult result = Batch(Prompts(6), {"--concurrency", "2", "--timeout", "60"});
+  EXPECT_EQ(result.exit_code, 0) << result.out;
+  EXPECT_THAT(result.err,
+              AllOf(StartsWith("6 requests, 0 comp"), EndsWith("sent again 10 times\n")));
+  const auto lines = Lines(result.out);
+  ASSERT_EQ(lines.size(), 6u);
+  for (int i = 0; i < 6; ++i) {
+    const std::string text = "p" + std::to_string(i);
+    EXPECT_EQ(lines[i]["choices"][0]["text"], text);
+    ASSERT_EQ(tries[text].size(), i == 1 ? 1u : 3u);
+    if (i == 1) continue;
+    EXPECT_GE(tries[text][1] - tries[text][0], 100ms);
+    EXPECT_GE(tries[text][2] - tries[text][1], 200ms) << "it doubles";
+  }
+}
+
+TEST_F(GenerateBatchTest, GivesUpAfterSomeTriesOrWithTheTimeout) {
+  server_.inference.on_generate = [&](const v1::GenerateRequest& request, v1::GenerateResponse*) {
+    return RefusedFor(request.text() == "p0" ? 0ms : 50'000ms);
+  };
+  const auto start = std::chrono::steady_clock::now();
+  const ClientResult result = Batch(Prompts(2), {"--timeout", "45"}, /*err_is_terminal=*/true);
+  EXPECT_EQ(result.exit_code, 18);
+  for (const nlohmann::json& line : Lines(result.out)) {
+    EXPECT_EQ(line["error"]["code"], "RESOURCE_EXHAUSTED");
+    EXPECT_EQ(line["error"]["message"], "the queue is full");
+  }
+  EXPECT_EQ(server_.inference.calls, 10 + 1);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 40s) << "what cannot help is not waited for";
+  EXPECT_THAT(result.err, HasSubstr("2 requests, 2 RESOURCE_EXHAUSTED, "));
+}
+
+TEST_F(GenerateBatchTest, ShowsWhatWaitsForTheServer) {
+  server_.inference.on_generate = [&](const v1::GenerateRequest&, v1::GenerateResponse*) {
+    return ++started_ == 1 ? RefusedFor(400ms) : grpc::Status::OK;
+  };
+  EXPECT_THAT(Batch(Prompts(1), {}, /*err_is_terminal=*/true).err,
+              AllOf(HasSubstr("  1 wait for a full server"), HasSubstr(", sent again 1 times\n")));
+}
+
+TEST_F(GenerateBatchTest, ControlCEndsThePauseBeforeATry) {
+  server_.inference.on_generate = [this](const v1::GenerateRequest& request,
+                                         v1::GenerateResponse*) {
+    ++started_;
+    return request.text() == "p0" ? grpc::Status::OK : RefusedFor(50'000ms);
+  };
+  const std::string path = testing::TempDir() + "/ferrite-refused-batch.jsonl";
+  std::ofstream(path) << Prompts(3);
+  ClientProcess client(FERRITE_CLIENT, {"generate", "--quiet", "--concurrency", "2", "--batch",
+                                        path, "--server", server_.address()});
+  EXPECT_THAT(client.ReadSome(), StartsWith("{\"index\":0"));
+  for (int i = 0; i < 12000 && started_ < 3; ++i) usleep(5000);
+  const auto start = std::chrono::steady_clock::now();
+  client.Interrupt();
+  EXPECT_EQ(client.ReadAll(), "");
+  EXPECT_EQ(client.Wait(), 11);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 40s);
+  EXPECT_EQ(started_, 3);
 }
 
 TEST_F(GenerateBatchTest, ReadsAFileAndAnEmptyBatchIsFine) {

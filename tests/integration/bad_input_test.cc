@@ -315,6 +315,30 @@ TEST_F(BadInputTest, DeadlineThatHasPassed) {
   EXPECT_EQ(answer.messages, 0);
 }
 
+TEST(QueueFullTest, WhatCouldNeverBeTakenIsNoLoad) {
+  ServerConfig config = Harness::DefaultConfig();
+  config.scheduler.max_waiting = 3;
+  config.scheduler.max_waiting_tokens = 20;
+  const auto harness = Harness::Fake(FakeBackendOptions(), config);
+  ASSERT_NE(harness, nullptr);
+  const auto generate = [&](int32_t n, int prompt_tokens) {
+    v1::GenerateRequest request = Greedy("", 1);
+    for (int i = 0; i < prompt_tokens; ++i) request.mutable_token_ids()->add_ids(300 + i);
+    request.mutable_output()->set_n(n);
+    v1::GenerateResponse response;
+    return harness->Generate(request, &response);
+  };
+  EXPECT_EQ(generate(3, 20).error_message(), "") << "what fits is taken";
+  const grpc::Status samples = generate(4, 1);
+  EXPECT_EQ(samples.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(samples.error_message(),
+            "output.n is 4; the queue (scheduler.max_waiting) has room for 3");
+  const grpc::Status tokens = generate(1, 21);
+  EXPECT_EQ(tokens.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(tokens.error_message(),
+            "the prompt has 21 tokens; the queue (scheduler.max_waiting_tokens) has room for 20");
+}
+
 TEST(QueueFullTest, AnswersResourceExhaustedWithRetryAdvice) {
   ServerConfig config = Harness::DefaultConfig();
   config.scheduler.max_running = 1;

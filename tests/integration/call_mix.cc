@@ -1,24 +1,8 @@
 #include "tests/integration/call_mix.h"
 
-#include <chrono>
-
 #include "server/call_log.h"
 
 namespace ferrite::test {
-
-v1::GenerateRequest ToLength(int32_t tokens) {
-  v1::GenerateRequest request = Greedy("Hi there", tokens);
-  request.mutable_stopping()->set_ignore_eos(true);
-  return request;
-}
-
-FakeBackendOptions SlowDevice() {
-  FakeBackendOptions fake;
-  fake.step_time = std::chrono::milliseconds(5);
-  fake.max_sequence_length = 4096;
-  fake.num_blocks = 2048;
-  return fake;
-}
 
 void Seen::Call(const std::string& rpc, const grpc::Status& status) {
   ++calls[{rpc, kCodeNames[static_cast<size_t>(status.error_code())]}];

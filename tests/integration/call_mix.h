@@ -11,12 +11,6 @@ namespace ferrite::test {
 
 constexpr char kTraceparent[] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-// A request that only its length ends.
-v1::GenerateRequest ToLength(int32_t tokens);
-
-// A device with room for long requests, in no hurry.
-FakeBackendOptions SlowDevice();
-
 // What clients saw, added up.
 struct Seen {
   std::map<std::pair<std::string, std::string>, int> calls;  // by RPC and code

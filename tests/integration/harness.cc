@@ -167,6 +167,20 @@ v1::GenerateRequest Greedy(const std::string& text, int32_t max_new_tokens) {
   return request;
 }
 
+v1::GenerateRequest ToLength(int32_t tokens) {
+  v1::GenerateRequest request = Greedy("Hi there", tokens);
+  request.mutable_stopping()->set_ignore_eos(true);
+  return request;
+}
+
+FakeBackendOptions SlowDevice() {
+  FakeBackendOptions fake;
+  fake.step_time = std::chrono::milliseconds(5);
+  fake.max_sequence_length = 4096;
+  fake.num_blocks = 2048;
+  return fake;
+}
+
 std::string ReadGolden(const std::string& name) {
   std::ifstream file(absl::StrCat(FERRITE_SOURCE_DIR "/tests/fixtures/golden/", name, ".txt"));
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};

@@ -78,6 +78,12 @@ class Harness {
 // `text` prompt, greedy, this many new tokens at most.
 v1::GenerateRequest Greedy(const std::string& text, int32_t max_new_tokens);
 
+// A request that only its length ends.
+v1::GenerateRequest ToLength(int32_t tokens);
+
+// A device with room for long requests, in no hurry.
+FakeBackendOptions SlowDevice();
+
 // tests/fixtures/golden/<name>.txt, copied from the reference program's output.
 std::string ReadGolden(const std::string& name);
 

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
+#include <future>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "server/call_log.h"
 #include "tests/integration/call_mix.h"
+#include "tests/integration/open_stream.h"
 #include "tests/integration/prometheus_text.h"
 
 namespace ferrite {
@@ -24,6 +27,7 @@ using test::Answer;
 using test::FakeBackendOptions;
 using test::Greedy;
 using test::Harness;
+using test::OpenStream;
 using test::RunCalls;
 using test::Seen;
 using test::SlowDevice;
@@ -263,6 +267,63 @@ TEST(MetricsTest, CountRefusedCallsByReason) {
   EXPECT_EQ(scrape.Calls("GenerateStream", "UNAVAILABLE"), 1);
   EXPECT_EQ(scrape.Calls("GenerateStream", "OK"), 2);
   EXPECT_EQ(scrape.Finished("failed"), 1);
+}
+
+TEST(MetricsTest, CountWhatTheQueueHasNoTokensFor) {
+  ServerConfig config = WithMetrics();
+  config.scheduler.max_running = 1;
+  config.scheduler.max_waiting_tokens = 20;
+  const auto harness = Harness::Fake(SlowDevice(), config);
+  ASSERT_NE(harness, nullptr);
+  v1::GenerateRequest request = ToLength(4000);
+  for (int i = 0; i < 15; ++i) request.mutable_token_ids()->add_ids(300 + i);
+  OpenStream running(harness->NewChannel(), request);
+  ASSERT_TRUE(running.Read());
+  OpenStream waiting(harness->NewChannel(), request);
+  ASSERT_TRUE(Becomes(*harness, [](const Scrape& scrape) {
+    return scrape("ferrite_requests_running") == 1 && scrape("ferrite_requests_waiting") == 1;
+  }));
+  const Answer full = harness->Stream(request);
+  EXPECT_EQ(full.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(full.status.error_message(), HasSubstr("scheduler.max_waiting_tokens is 20"));
+  const Scrape scrape(*harness);
+  EXPECT_EQ(scrape.Rejected("queue_tokens"), 1);
+  EXPECT_EQ(scrape("ferrite_admission_rejected_total"), 1);
+}
+
+TEST(MetricsTest, CountWhatWouldBeLate) {
+  ServerConfig config = WithMetrics();
+  config.scheduler.refuse_late = true;
+  const auto harness = Harness::Fake(SlowDevice(), config);
+  ASSERT_NE(harness, nullptr);
+  OpenStream running(harness->NewChannel(), ToLength(4000));
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(running.Read());
+  // 4000 steps of at least 5 ms each.
+  OpenStream late(harness->NewChannel(), ToLength(4000), {}, std::chrono::seconds(10));
+  EXPECT_EQ(late.Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const Scrape scrape(*harness);
+  EXPECT_EQ(scrape.Rejected("late"), 1);
+  EXPECT_EQ(scrape("ferrite_admission_rejected_total"), 1);
+}
+
+TEST(MetricsTest, CountWhatComesWhileTheServerDrains) {
+  const auto harness = Harness::Fake(SlowDevice(), WithMetrics());
+  ASSERT_NE(harness, nullptr);
+  std::atomic<bool> hurry = false;
+  auto running = std::make_unique<OpenStream>(harness->NewChannel(), ToLength(4000));
+  ASSERT_TRUE(running->Read());
+  auto drain = std::async(std::launch::async,
+                          [&] { return harness->server().Drain([&] { return hurry.load(); }); });
+  int refused = 0;
+  ASSERT_TRUE(Becomes(*harness, [&](const Scrape&) {
+    refused += harness->Stream(ToLength(1)).status.error_code() == grpc::StatusCode::UNAVAILABLE;
+    return refused == 3;
+  }));
+  const Scrape scrape(*harness);
+  EXPECT_EQ(scrape.Rejected("draining"), 3);
+  EXPECT_EQ(scrape("ferrite_admission_rejected_total"), 3);
+  hurry = true;
+  EXPECT_EQ(drain.get(), 1);
 }
 
 TEST(MetricsTest, CountAClientThatAsksTooMuch) {

@@ -17,6 +17,7 @@ using test::Answer;
 using test::FakeBackendOptions;
 using test::Greedy;
 using test::Harness;
+using test::SlowDevice;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -28,15 +29,6 @@ FakeBackendOptions Script(std::vector<TokenId> tokens, size_t prompt_tokens) {
   fake.source = [tokens, prompt_tokens](std::span<const TokenId> context) {
     return tokens[(context.size() - prompt_tokens) % tokens.size()];
   };
-  return fake;
-}
-
-// Room for thousands of tokens, which take a while.
-FakeBackendOptions LongAndSlow() {
-  FakeBackendOptions fake;
-  fake.step_time = std::chrono::milliseconds(5);
-  fake.max_sequence_length = 4096;
-  fake.num_blocks = 2048;
   return fake;
 }
 
@@ -161,7 +153,7 @@ TEST(ServerTest, DeltasMergeForASlowReader) {
 }
 
 TEST(ServerTest, StreamCancelFreesTheBlocks) {
-  const auto harness = Harness::Fake(LongAndSlow());
+  const auto harness = Harness::Fake(SlowDevice());
   v1::GenerateRequest request = OneTokenPrompt(4000);
   request.mutable_stopping()->set_ignore_eos(true);
   const Answer answer =
@@ -176,7 +168,7 @@ TEST(ServerTest, StreamCancelFreesTheBlocks) {
 }
 
 TEST(ServerTest, UnaryCancelFreesTheBlocks) {
-  const auto harness = Harness::Fake(LongAndSlow());
+  const auto harness = Harness::Fake(SlowDevice());
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
   v1::GenerateRequest request = OneTokenPrompt(4000);
@@ -189,7 +181,7 @@ TEST(ServerTest, UnaryCancelFreesTheBlocks) {
 }
 
 TEST(ServerTest, AbortEndsARequestByItsId) {
-  const auto harness = Harness::Fake(LongAndSlow());
+  const auto harness = Harness::Fake(SlowDevice());
   v1::GenerateRequest request = OneTokenPrompt(4000);
   request.set_request_id("mine");
   request.mutable_stopping()->set_ignore_eos(true);

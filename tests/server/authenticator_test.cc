@@ -139,6 +139,30 @@ TEST_F(AuthenticatorTest, WithoutTokensEachClientHasTheGeneralLimit) {
   EXPECT_TRUE(admit("client 10.0.0.1").ok());
 }
 
+TEST_F(AuthenticatorTest, ACallOfManyRequestsHoldsAPlaceForEach) {
+  const auto authenticator = Make(Line("a", "one", " max_requests=3") + Line("b", "two"));
+  const auto admit = [&](const char* authorization) {
+    return authenticator->Admit(authorization, "", CallCost::kGeneration);
+  };
+  auto first = admit("Bearer one");
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(first->Grow(4, "output.n").message(),
+            "output.n is 4; token 'a' may have at most 3 requests in flight (max_requests)");
+  ASSERT_TRUE(first->Grow(3, "output.n").ok());
+  EXPECT_FALSE(admit("Bearer one").ok());
+  CallPermit moved = *std::move(first);
+  EXPECT_FALSE(admit("Bearer one").ok());
+  moved.Release();
+  auto second = admit("Bearer one");
+  const auto third = admit("Bearer one");
+  ASSERT_TRUE(second.ok() && third.ok());
+  EXPECT_EQ(second->Grow(3, "output.n").code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(second->Grow(2, "output.n").ok());
+  auto unbounded = admit("Bearer two");
+  ASSERT_TRUE(unbounded.ok());
+  EXPECT_TRUE(unbounded->Grow(1000, "output.n").ok());
+}
+
 TEST_F(AuthenticatorTest, NeverAdmitsMoreThanTheLimitFromManyThreads) {
   const auto authenticator = Make(Line("a", "one", " max_requests=3"));
   std::atomic<int> holding{0}, most{0}, admitted{0};

@@ -11,6 +11,7 @@
 
 #include "server/config_builder.h"
 #include "server/config_keys.h"
+#include "server/config_values.h"
 
 namespace ferrite {
 namespace {

@@ -72,6 +72,16 @@ class EmbedParamsTest : public testing::Test {
   RequestContext context_{};
 };
 
+// A call of a few bytes can have a long prompt tokenised before each of many texts.
+TEST_F(EmbedParamsTest, WhatThereIsToTokeniseCountsThePromptsToo) {
+  model_.sentence_transformers.prompts = {{"query", "1234567"}, {"other", "123"}};
+  EXPECT_EQ(BytesToTokenize(Texts({"a", "bcd"}), model_), 1 + 3 + 2 * 7);
+  v1::EmbedRequest wire = Texts(std::vector<std::string>(2000, ""));
+  wire.set_instruction(std::string(8000, 'i'));
+  EXPECT_EQ(BytesToTokenize(wire, model_), 2000 * 8000);
+  EXPECT_EQ(BytesToTokenize(Ids({1, 2, 3}), model_), 3);
+}
+
 TEST_F(EmbedParamsTest, UnsetKnobsAreTheModels) {
   const auto call = Resolve(Texts({"a"}));
   ASSERT_TRUE(call.ok()) << call.status();

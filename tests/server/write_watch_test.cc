@@ -105,6 +105,21 @@ TEST_F(WriteWatchTest, TheEndOfACallWaitsForItsCancel) {
   ender.join();
 }
 
+TEST_F(WriteWatchTest, TheEndOfACallDoesNotWaitForTheLog) {
+  std::atomic<bool> writing{false}, go_on{false}, gave_up{false};
+  const Logger stuck(LogFormat::kText, LogLevel::kDebug, [&](std::string_view) {
+    writing = true;
+    gave_up = !Becomes([&] { return go_on.load(); });
+  });
+  WriteWatch watch(0.01, &stuck);
+  auto call = watch.Watch("a", kIgnored);
+  call->WriteStarted();
+  ASSERT_TRUE(Becomes([&] { return writing.load(); }));
+  call.reset();
+  go_on = true;
+  EXPECT_FALSE(gave_up);
+}
+
 TEST_F(WriteWatchTest, NoCancelComesAfterTheEnd) {
   WriteWatch watch(0.001, &logger_);
   std::vector<std::thread> threads;
