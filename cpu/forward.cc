@@ -34,7 +34,8 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(const ModelConf
                             .kv_heads = config.num_kv_heads,
                             .head_dim = config.head_dim};
   pass->type_ = options.compute_type;
-  ASSIGN_OR_RETURN(pass->matmul_, MatmulEngine::Create(options.compute_type, options.deterministic, pool));
+  ASSIGN_OR_RETURN(pass->matmul_,
+                   MatmulEngine::Create(options.compute_type, options.deterministic, pool));
   ASSIGN_OR_RETURN(pass->kv_, KvPool::Create(geometry, options.compute_type));
   ASSIGN_OR_RETURN(pass->attention_, Attention::Create(geometry, config.num_heads,
                                                        options.max_sequences, pool->num_threads()));

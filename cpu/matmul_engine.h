@@ -46,11 +46,10 @@ class MatmulEngine {
   static constexpr int32_t kRowPadding = 64;
 
   // oneDNN for bf16 where the CPU has instructions for that, unless a row's result must be the same
-  // bits whatever the other rows (`deterministic`); otherwise our own loops over panels, which widen
-  // bf16 weights to fp32 on the way into registers.
+  // bits whatever the other rows (`deterministic`); otherwise our own loops over panels, which
+  // widen bf16 weights to fp32 on the way into registers.
   static absl::StatusOr<std::unique_ptr<MatmulEngine>> Create(ComputeType weights,
-                                                              bool deterministic,
-                                                              ThreadPool* pool);
+                                                              bool deterministic, ThreadPool* pool);
 
   virtual ~MatmulEngine() = default;
 

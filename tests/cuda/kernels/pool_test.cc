@@ -173,9 +173,10 @@ TEST_P(PoolTest, InOrderPiecesGiveTheBitsOfTheWhole) {
   const DevicePool pool(hidden);
   constexpr int32_t kAll = 100;
   const auto residual = Residual(size_t{kAll} * hidden, 23);
-  pool.Run(residual,
-           {{.first_token = 0, .num_tokens = kAll, .slot = 0, .adds = 0, .out = 0, .divisor = kAll}},
-           /*in_order=*/true);
+  pool.Run(
+      residual,
+      {{.first_token = 0, .num_tokens = kAll, .slot = 0, .adds = 0, .out = 0, .divisor = kAll}},
+      /*in_order=*/true);
   EXPECT_LE(test::RelativeError(pool.Row(0), pool.Mean(residual, 0, kAll)), kTolerance);
   int32_t done = 0;
   for (const int32_t piece : {5, 1, 64, 30}) {
