@@ -33,6 +33,7 @@ struct Options {
   int steps = 64;
   int prefill = 2048;
   bool graphs = true;
+  bool deterministic = false;
   bool gaps = false;
   int int4 = 0;  // the layers' group size in 4 bits; 0: they are in 16 bits
   bool asymmetric = false;
@@ -250,6 +251,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   backend_options.max_sequence_length =
       std::max(options.context + options.steps + 8, options.prefill + 1);
   backend_options.graphs = options.graphs;
+  backend_options.deterministic = options.deterministic;
   const Clock::time_point begin = Clock::now();
   ASSIGN_OR_RETURN(
       const std::unique_ptr<CudaBackend> backend,
@@ -258,6 +260,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
                                 {.group_size = options.int4, .symmetric = !options.asymmetric}));
   nlohmann::json report = {{"model", options.model},
                            {"type", options.type},
+                           {"deterministic", options.deterministic},
                            {"ready_seconds", SecondsSince(begin)},
                            {"read_tb_per_second", ceilings.read_bytes_per_second / 1e12},
                            {"matrix_tflops", ceilings.matrix_flops_per_second / 1e12}};
@@ -334,6 +337,7 @@ int Main(int argc, char** argv) {
   app.add_option("--steps", options.steps, "decode steps measured")->check(CLI::Range(2, 100000));
   app.add_option("--prefill", options.prefill, "tokens of the prefill measured; 0: none");
   app.add_flag("!--no-graphs", options.graphs, "enqueue every step kernel by kernel");
+  app.add_flag("--deterministic", options.deterministic, "the same bits whatever the batch");
   app.add_option("--int4", options.int4, "layers in 4 bits, in groups of so many inputs; -1: all")
       ->check(CLI::IsMember({-1, 32, 64, 128}));
   app.add_flag("--asymmetric", options.asymmetric, "with --int4: a zero point for every group");
