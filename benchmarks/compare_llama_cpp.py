@@ -108,6 +108,15 @@ def write_gguf(folder, kind, path):
     writer.close()
 
 
+def write_ggufs(model, folder):
+    """The checkpoint in F16 and BF16: {name: path}."""
+    files = {}
+    for kind in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
+        files[kind.name] = pathlib.Path(folder) / f"{kind.name}.gguf"
+        write_gguf(model, kind, files[kind.name])
+    return files
+
+
 class LlamaCpp:
     """llama.cpp's low-level interface: one context for `streams` sequences."""
 
@@ -298,11 +307,7 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="where to write all figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for kind in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
-            files[kind.name] = pathlib.Path(folder) / f"{kind.name}.gguf"
-            write_gguf(options.model, kind, files[kind.name])
-        report = compare(options, files)
+        report = compare(options, write_ggufs(options.model, folder))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -30,9 +30,7 @@ import tempfile
 import threading
 import time
 
-import gguf
-
-from compare_llama_cpp import ROOT, write_gguf
+from compare_llama_cpp import ROOT, write_ggufs
 
 START_SECONDS = 120
 
@@ -211,11 +209,7 @@ def main():
     options = parser.parse_args()
     options.vocab = json.loads((options.model / "config.json").read_text())["vocab_size"]
     with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for kind in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16):
-            files[kind.name] = pathlib.Path(folder) / f"{kind.name}.gguf"
-            write_gguf(options.model, kind, files[kind.name])
-        report = compare(options, files)
+        report = compare(options, write_ggufs(options.model, folder))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -18,14 +18,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "benchmarks/engine_program.h"
 #include "engine/engine.h"
-#include "engine/model/checkpoint.h"
 #include "engine/mutex.h"
 #include "engine/status_macros.h"
-#include "server/backend_factory.h"
-#include "server/command_line.h"
 #include "server/config.h"
-#include "server/engine_options.h"
 #include "server/served_model.h"
 
 namespace ferrite {
@@ -197,21 +194,12 @@ absl::StatusOr<nlohmann::json> Measure(const Options& options, const ServedModel
 }
 
 absl::StatusOr<nlohmann::json> Run(const ServerConfig& config, const Options& options) {
-  ASSIGN_OR_RETURN(const ServedModel model,
-                   LoadServedModel(config.model.path, config.model.served_name()));
   Gate gate(options.concurrency);  // before the engine, whose threads know it
-  ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model.path));
-  ASSIGN_OR_RETURN(auto backends, CreateBackends(config, model.config, *checkpoint));
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<Engine> engine,
-      Engine::Create(ToEngineOptions(config), model.tokenizer.get(), std::move(backends)));
-  return Measure(options, model, &gate, engine.get());
+  ASSIGN_OR_RETURN(const LoadedEngine loaded, LoadEngine(config));
+  return Measure(options, loaded.model, &gate, loaded.engine.get());
 }
 
 int Main(int argc, char** argv) {
-  const auto divider = std::find(argv, argv + argc, std::string("--"));
-  const auto configured = Configure(static_cast<int>(divider - argv), argv, std::cout, std::cerr);
-  if (const int* exit_code = std::get_if<int>(&configured)) return *exit_code;
   Options options;
   CLI::App app("How many different answers one request gets amid others");
   app.add_option("--completions", options.completions)->check(CLI::Range(1, 1'000'000));
@@ -220,13 +208,8 @@ int Main(int argc, char** argv) {
   app.add_option("--temperature", options.temperature)->check(CLI::Range(0.0, 2.0));
   app.add_option("--concurrency", options.concurrency)->check(CLI::Range(1, 4096));
   app.add_option("--seed", options.seed);
-  std::vector<std::string> arguments(std::min(divider + 1, argv + argc), argv + argc);
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
-  }
+  const auto configured = ParseArguments(argc, argv, /*subcommand=*/"", &app);
+  if (const int* exit_code = std::get_if<int>(&configured)) return *exit_code;
   const auto result = Run(std::get<ServerConfig>(configured), options);
   if (!result.ok()) {
     std::cerr << result.status() << "\n";

@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "benchmarks/engine_program.h"
 #include "client/bench_options.h"
 #include "client/bench_report.h"
 #include "client/bench_requests.h"
@@ -23,13 +24,9 @@
 #include "client/load_result.h"
 #include "engine/clock.h"
 #include "engine/engine.h"
-#include "engine/model/checkpoint.h"
 #include "engine/mutex.h"
 #include "engine/status_macros.h"
-#include "server/backend_factory.h"
-#include "server/command_line.h"
 #include "server/config.h"
-#include "server/engine_options.h"
 #include "server/generate_params.h"
 #include "server/served_model.h"
 
@@ -232,16 +229,10 @@ absl::Status CheckServed(const BenchOptions& options) {
 
 absl::Status Run(const ServerConfig& config, const BenchOptions& options) {
   RETURN_IF_ERROR(CheckServed(options));
-  ASSIGN_OR_RETURN(const ServedModel model,
-                   LoadServedModel(config.model.path, config.model.served_name()));
   ReadyQueue queue;  // before the engine, whose threads know it
-  std::unique_ptr<Engine> engine;
-  {
-    ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(config.model.path));
-    ASSIGN_OR_RETURN(auto backends, CreateBackends(config, model.config, *checkpoint));
-    ASSIGN_OR_RETURN(engine, Engine::Create(ToEngineOptions(config), model.tokenizer.get(),
-                                            std::move(backends)));
-  }
+  ASSIGN_OR_RETURN(const LoadedEngine loaded, LoadEngine(config));
+  const ServedModel& model = loaded.model;
+  const std::unique_ptr<Engine>& engine = loaded.engine;
   const RequestContext context{&model, engine.get(), config.defaults, config.limits};
   BenchReport report;
   report.options = options;
@@ -273,21 +264,12 @@ absl::Status Run(const ServerConfig& config, const BenchOptions& options) {
 }
 
 int Main(int argc, char** argv) {
-  const auto divider = std::find(argv, argv + argc, std::string("--"));
-  const auto configured = Configure(static_cast<int>(divider - argv), argv, std::cout, std::cerr);
-  if (const int* exit_code = std::get_if<int>(&configured)) {
-    return *exit_code;
-  }
   BenchOptions options;
   CLI::App app("`ferrite bench` over the engine alone");
   AddBench(&app, &options);
-  std::vector<std::string> arguments(std::min(divider + 1, argv + argc), argv + argc);
-  arguments.insert(arguments.begin(), "bench");
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error);
+  const auto configured = ParseArguments(argc, argv, "bench", &app);
+  if (const int* exit_code = std::get_if<int>(&configured)) {
+    return *exit_code;
   }
   const absl::Status status = Run(std::get<ServerConfig>(configured), options);
   if (!status.ok()) {
