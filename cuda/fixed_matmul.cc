@@ -11,6 +11,7 @@
 #include "cuda/device_buffer.h"
 #include "cuda/kernels/compare.h"
 #include "cuda/kernels/fill_random.h"
+#include "cuda/kernels/plain_matmul.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -19,6 +20,9 @@ namespace {
 // More rows than that are taken in pieces of so many.
 constexpr int32_t kMostRows = 4096;
 constexpr int kMostCandidates = 32;
+// cuBLASLt uses tensor cores where sizes are multiples of so many, and what it does elsewhere
+// depends on the number of rows.
+constexpr int32_t kTensorCoreSizes = 8;
 // How many algorithms may set the bits that the others are to give.
 constexpr size_t kMostReferences = 4;
 
@@ -227,6 +231,10 @@ absl::Status FixedMatmul::Prepare(const GpuMatmulArguments& wanted) {
       known != choices_.end() && known->second.back().rows >= arguments.rows) {
     return absl::OkStatus();
   }
+  if (shape.inputs % kTensorCoreSizes != 0 || shape.outputs % kTensorCoreSizes != 0) {
+    choices_[shape] = {{.rows = arguments.rows, .algorithm = std::nullopt}};
+    return absl::OkStatus();
+  }
   Trial trial(*this, arguments);
   RETURN_IF_ERROR(trial.Allocate());
   // The fastest that agrees, at the least and the most rows that it would be taken for.
@@ -287,7 +295,11 @@ absl::Status FixedMatmul::Run(const GpuMatmulArguments& arguments) const {
     const auto choice =
         std::lower_bound(choices.begin(), choices.end(), piece.rows,
                          [](const Choice& each, int32_t rows) { return each.rows < rows; });
-    RETURN_IF_ERROR(CublasStatus(RunWith(choice->algorithm, piece), "cublasLtMatmul"));
+    if (choice->algorithm.has_value()) {
+      RETURN_IF_ERROR(CublasStatus(RunWith(*choice->algorithm, piece), "cublasLtMatmul"));
+    } else {
+      FERRITE_RETURN_IF_CUDA_ERROR(PlainMatmul(type_, piece, stream_->get()));
+    }
     first += piece.rows;
   }
   return absl::OkStatus();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,7 +21,8 @@ namespace ferrite {
 // A row of y has the same bits however many rows there are and wherever it is among them. cuBLAS
 // promises that of none of its algorithms, so the ones that are used are found out: without
 // reductions over blocks every one should add up a row's products in their order, and Prepare takes
-// the fastest for each number of rows that in fact gives the bits of the others.
+// the fastest for each number of rows that in fact gives the bits of the others. Where inputs or
+// outputs are not a multiple of 8 it has none, and PlainMatmul is used, which is slow.
 class FixedMatmul {
  public:
   // What cuBLASLt's choice depends on besides the number of rows.
@@ -48,8 +50,8 @@ class FixedMatmul {
 
  private:
   struct Choice {
-    int32_t rows = 0;  // up to
-    cublasLtMatmulAlgo_t algorithm;
+    int32_t rows = 0;                               // up to
+    std::optional<cublasLtMatmulAlgo_t> algorithm;  // if none, PlainMatmul
   };
   class Trial;
 

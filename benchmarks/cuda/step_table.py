@@ -119,7 +119,7 @@ def profile(options, log):
     """Runs the benchmark under ncu; returns its report."""
     bench = [options.bench, "--no-graphs", "--profile", options.step, "--model", options.model,
              "--type", options.type, "--batch", str(options.batch), "--context",
-             str(options.context), "--prefill", str(options.prefill)]
+             str(options.context), "--prefill", str(options.prefill), *options.more.split()]
     command = [options.ncu, "--clock-control", "none", "--cache-control", "none",
                "--profile-from-start", "off", "--csv", "--print-units", "base",
                "--metrics", ",".join(METRICS), "--log-file", str(log), *bench]
@@ -143,6 +143,8 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=192)
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prefill step")
+    parser.add_argument("--more", default="", metavar="FLAGS",
+                        help="of gpu_step_bench, such as --more='--int4 128' or --more=--deterministic")
     parser.add_argument("--keep", type=pathlib.Path, help="a folder for ncu's CSV and the report")
     parser.add_argument("--csv", type=pathlib.Path, help="a folder that --keep filled")
     options = parser.parse_args()

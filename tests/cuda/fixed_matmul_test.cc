@@ -41,7 +41,7 @@ INSTANTIATE_TEST_SUITE_P(Types, FixedMatmulTest, testing::Values(GpuType::kFp16,
 // Any number of rows, from anywhere among the others: float64's values, and one row's bits.
 TEST_P(FixedMatmulTest, RowsMatchDoubleAndHaveTheSameBitsWhereverTheyAre) {
   for (const Sizes& sizes : {Sizes{64, 96, 100}, Sizes{576, 960, 300}, Sizes{1024, 512, 130, 64, 8},
-                             Sizes{4096, 1024, 600}, Sizes{40, 8, 17}}) {
+                             Sizes{4096, 1024, 600}, Sizes{40, 8, 17}, Sizes{42, 46, 70}}) {
     for (const bool fp32 : {false, true}) {
       for (const bool add : {false, true}) {
         if (add && !fp32) {
@@ -75,6 +75,7 @@ TEST_P(FixedMatmulTest, RowsMatchDoubleAndHaveTheSameBitsWhereverTheyAre) {
           if (add) {
             test::CheckCuda(cudaMemcpy(y.get(), start.data(), y.size(), cudaMemcpyHostToDevice));
           }
+          test::CheckCuda(cudaDeviceSynchronize());  // the product's stream does not wait for these
           GpuMatmulArguments some = arguments;
           some.rows = count;
           some.x = x.get() + size_t(first) * sizes.inputs;

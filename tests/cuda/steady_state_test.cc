@@ -131,7 +131,7 @@ TEST_P(SteadyStateTest, NothingIsAllocatedAndOneWaitIsMadeAStep) {
       EXPECT_EQ(reader->completion().completion_tokens, tokens);
     }
   };
-  run(40);  // the driver loads a kernel when it is first launched
+  run(kTokens);  // the driver loads a kernel when it is first launched
   size_t free_before = 0, free_after = 0, total = 0;
   test::CheckCuda(cudaMemGetInfo(&free_before, &total));
   run(kTokens);
@@ -142,7 +142,7 @@ TEST_P(SteadyStateTest, NothingIsAllocatedAndOneWaitIsMadeAStep) {
   // Of the second run, from the first step that all decode in, and a few for buffers to grow to
   // their size.
   constexpr size_t kWarmUp = 20;
-  size_t end = snapshots.size();
+  size_t end = snapshots.size() - 1;  // when the last was waited for, nothing had been launched
   while (end > 0 && snapshots[end - 1].sequences < kSequences) {
     --end;
   }

@@ -376,10 +376,13 @@ class Batch {
     std::vector<uint16_t> k_cache(pool.size() * block_values, 0xFFFF);
     std::vector<uint16_t> v_cache(k_cache);
     std::vector<int32_t> tables(num_slots * per_slot, 0x3FFFFFFF);
+    std::vector<size_t> places(num_slots);
+    std::iota(places.begin(), places.end(), size_t{0});
+    std::shuffle(places.begin(), places.end(), std::mt19937(5));
     std::vector<int32_t> slots;
     for (size_t s = 0; s < chunks_.size(); ++s) {
       const Chunk& chunk = chunks_[s];
-      const size_t slot = (s * 5 + 1) % num_slots;
+      const size_t slot = places[s];
       slots.push_back(chunk.padded ? -1 : static_cast<int32_t>(slot));
       if (chunk.padded) {
         continue;
