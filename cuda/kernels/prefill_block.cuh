@@ -18,7 +18,7 @@ namespace ferrite::attention {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 // Of the fixed kind: keys whose softmax is worked out for itself.
-inline constexpr int kSegmentKeys = 512;
+inline constexpr int kSegmentKeys = 256;
 
 // What of a row two softmaxes over different keys keep when they become one.
 struct Fold {
@@ -252,6 +252,9 @@ class BlockAttention {
       if (tile + 1 < end) {
         StartCopy(tile + 1);
       }
+      if (idle_) {
+        continue;
+      }
       const int first_key = first_key_ + tile * kKeys;
       const uint32_t keys = tiles_ + tile % 2 * (2 * S::kTileBytes);
       float scores[kTiles][kKeys / 8][4] = {};
@@ -447,6 +450,8 @@ class BlockAttention {
   const uint32_t tiles_;  // [2][keys, values][kKeys] rows
   const int warp_ = threadIdx.x / 32;
   const int lane_ = threadIdx.x % 32;
+  // This warp has no rows, and only copies.
+  const bool idle_ = work_.first_row + warp_ * S::kWarpRows >= work_.num_rows;
   int first_seen_;     // the first key that some row sees, rounded down to a chunk
   int first_key_;      // where tiles begin
   int end_key_;        // after the last that some row sees

@@ -22,7 +22,7 @@ TEST_P(FixedAttentionTest, DecodeMatchesDoubleAtEveryHeadDimAndGroup) {
   for (const int32_t head_dim : kHeadDims) {
     for (const int32_t group : {1, 4, 7, 12}) {
       const Batch batch(GetParam(), {.head_dim = head_dim, .group = group},
-                        DecodeChunks({1, 15, 16, 64, 65, 512, 513, 1500}));
+                        DecodeChunks({1, 15, 16, 64, 65, 256, 257, 1500}));
       batch.Poison();
       batch.FixedDecode();
       batch.Check("decode");
@@ -96,7 +96,7 @@ TEST_P(FixedAttentionTest, ARowHasTheSameBitsHoweverItsSequenceIsCut) {
                   0)
             << what << " from row " << first;
       };
-      for (const int32_t row : {0, 1, 15, 63, 64, 99, 100, 511, 512, 513, 777, 1023, 1024, 1299}) {
+      for (const int32_t row : {0, 1, 15, 63, 64, 99, 100, 255, 256, 257, 512, 777, 1023, 1024, 1299}) {
         expect_same(batch.FixedRows(row, 1, /*decode=*/true), row, "decode");
         expect_same(batch.FixedRows(row, 1, /*decode=*/false), row, "prefill of one");
       }
@@ -126,9 +126,9 @@ TEST_P(FixedAttentionTest, ASequenceHasTheSameBitsAloneAndInCompany) {
 }
 
 TEST(FixedDecodePlanTest, OneSegmentNeedsNoWorkspace) {
-  EXPECT_EQ(PlanFixedDecodeAttention(256, 32, 8, 128, 512).workspace_bytes, 0u);
-  EXPECT_EQ(PlanFixedDecodeAttention(256, 32, 8, 128, 512).counters, 0u);
-  const FixedDecodePlan plan = PlanFixedDecodeAttention(2, 32, 8, 128, 513);
+  EXPECT_EQ(PlanFixedDecodeAttention(256, 32, 8, 128, 256).workspace_bytes, 0u);
+  EXPECT_EQ(PlanFixedDecodeAttention(256, 32, 8, 128, 256).counters, 0u);
+  const FixedDecodePlan plan = PlanFixedDecodeAttention(2, 32, 8, 128, 257);
   EXPECT_EQ(plan.max_segments, 2);
   EXPECT_EQ(plan.workspace_bytes, size_t{2} * 32 * 2 * 130 * 4);
   EXPECT_EQ(plan.counters, 16u);
