@@ -74,6 +74,8 @@ int Main(int argc, char** argv) {
   app.add_option("--max-running", options.scheduler.max_running)->check(CLI::PositiveNumber);
   app.add_option("--max-step-tokens", options.scheduler.max_step_tokens)
       ->check(CLI::PositiveNumber);
+  app.add_option("--mixed-step-tokens", options.scheduler.mixed_step_tokens)
+      ->check(CLI::PositiveNumber);
   app.add_option("--prefix-caching", options.prefix_caching);
   app.add_option("--model", model, "whose tokenizer");
   CLI11_PARSE(app, argc, argv);

@@ -20,7 +20,7 @@ double SecondsToServe(const StepRates& rates, const Backlog& backlog, int64_t pr
                       int64_t output_tokens) {
   if (!rates.known()) return 0;
   // While others run, their tokens share each step.
-  const int64_t room = std::max(1, backlog.max_step_tokens - backlog.running);
+  const int64_t room = std::max(1, backlog.step_tokens - backlog.running);
   const auto prefill = [&](int64_t tokens) {
     const int64_t steps = (tokens + room - 1) / room;
     return static_cast<double>(steps) * rates.StepSeconds(backlog.running) +

@@ -26,7 +26,7 @@ struct Backlog {
   int32_t waiting = 0;
   int64_t waiting_tokens = 0;  // of prompts
   int32_t max_running = 1;
-  int32_t max_step_tokens = 1;
+  int32_t step_tokens = 1;  // the most of a step, with those that run in it
 };
 
 // How long a request of this size would take, from now to its last token: its turn, its prompt,

@@ -20,13 +20,19 @@ namespace ferrite {
 struct SchedulerOptions {
   int32_t max_running = 64;       // sequences; at most the backend's max_sequences
   int32_t max_step_tokens = 512;  // at least max_running; at most the backend's
-  double aging_seconds = 30;      // what a level of priority is worth in waiting; above 0
+  // Of a step that has chunks of prompts beside sequences that decode; at least 1.
+  int32_t mixed_step_tokens = 256;
+  double aging_seconds = 30;  // what a level of priority is worth in waiting; above 0
+
+  // The most tokens of a step in which so many sequences decode.
+  int32_t StepTokens(int32_t decodes) const;
 };
 
-// One token budget a step, shared by decodes (first) and prefill chunks. Who starts next is the
-// waiting line's to say. When blocks run out the running sequence whose turn is the latest is
-// preempted: it gives up its blocks and is recomputed later, from its prompt and output so far. The
-// first can always take the blocks of all others, so some sequence always advances.
+// One token budget a step, shared by decodes (first) and prefill chunks, and smaller where there
+// are both: who decodes waits for the chunks. Who starts next is the waiting line's to say. When
+// blocks run out the running sequence whose turn is the latest is preempted: it gives up its blocks
+// and is recomputed later, from its prompt and output so far. The first can always take the blocks
+// of all others, so some sequence always advances.
 //
 // Sequences share the blocks that hold what their prompts have in common: one computes it, those
 // that come later (or wait while it is being computed) take references, and compute the rest into
@@ -77,6 +83,8 @@ class Scheduler {
   int32_t steps_outstanding() const { return steps_outstanding_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting() const { return waiting_.size(); }
+  // Sequences that decode in the step planned last.
+  int32_t num_decoding() const { return num_decoding_; }
   uint64_t num_preemptions() const { return num_preemptions_; }
   uint64_t num_steps() const { return last_step_; }
   const BlockManager& blocks() const { return blocks_; }
@@ -104,6 +112,7 @@ class Scheduler {
   void End(Sequence* sequence, const absl::Status& status, FinishReason reason,
            Clock::time_point now);
   void PlanRunning(bool decodes);
+  bool Decodes(const Sequence& sequence) const;
   void Admit(Clock::time_point now);
   SharedPrefix FindSharedPrefix(const Sequence& sequence);
   void Start(Sequence* sequence, Clock::time_point now);
@@ -137,6 +146,7 @@ class Scheduler {
   Batch* batch_ = nullptr;              // while planning
   int32_t budget_ = 0;                  // while planning: tokens left in the step
   int32_t scoring_budget_ = 0;          // likewise, of sequences that score their prompts
+  int32_t num_decoding_ = 0;
   uint64_t last_step_ = 0;
   int32_t steps_outstanding_ = 0;
   uint64_t num_preemptions_ = 0;

@@ -12,7 +12,18 @@ namespace {
 // hundred; more holds newcomers up for longer than it saves (docs/performance.md).
 int32_t Headroom(const BlockManager& blocks) { return 1 + blocks.num_blocks() / 32; }
 
+// Where many decode, the step is long anyway, and the prompts among them must not starve: for each
+// token that is decoded there is room for two of prompts.
+constexpr int32_t kMixedTokensPerDecode = 3;
+
 }  // namespace
+
+int32_t SchedulerOptions::StepTokens(int32_t decodes) const {
+  if (decodes == 0) {
+    return max_step_tokens;
+  }
+  return std::min(max_step_tokens, std::max(mixed_step_tokens, kMixedTokensPerDecode * decodes));
+}
 
 void Scheduler::Plan(Clock::time_point now, Batch* batch) {
   assert(steps_outstanding_ < static_cast<int32_t>(planned_.size()));
@@ -21,7 +32,7 @@ void Scheduler::Plan(Clock::time_point now, Batch* batch) {
 
   batch_ = batch;
   batch->step = last_step_ + 1;
-  budget_ = options_.max_step_tokens;
+  budget_ = options_.max_step_tokens;  // which has room for all that decode
   scoring_budget_ = kMostScoringTokens;
   PlannedStep& planned = planned_[batch->step % planned_.size()];
   planned.step = batch->step;
@@ -31,6 +42,8 @@ void Scheduler::Plan(Clock::time_point now, Batch* batch) {
   planned.pooled.clear();
 
   PlanRunning(/*decodes=*/true);
+  num_decoding_ = batch->num_sequences();
+  budget_ = options_.StepTokens(num_decoding_) - num_decoding_;
   PlanRunning(/*decodes=*/false);
   Admit(now);
   if (!batch->empty()) {
@@ -56,6 +69,13 @@ int32_t Scheduler::TokensToPlan(const Sequence& sequence) const {
   return std::min(TokensToCompute(sequence), room);
 }
 
+// Whether all that is left to compute is the last token that it generated. The last token of a
+// prompt is a chunk like any other.
+bool Scheduler::Decodes(const Sequence& sequence) const {
+  return TokensToCompute(sequence) == 1 &&
+         sequence.scheduling.num_computed >= sequence.num_prompt_tokens();
+}
+
 void Scheduler::PlanRunning(bool decodes) {
   // Preemption takes sequences from the end, never one before the present index.
   for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
@@ -63,8 +83,7 @@ void Scheduler::PlanRunning(bool decodes) {
     if (sequence->scheduling.last_planned_step == batch_->step) {
       continue;
     }
-    const int32_t wanted = TokensToCompute(*sequence);
-    if (wanted == 0 || (wanted == 1) != decodes) {
+    if (TokensToCompute(*sequence) == 0 || Decodes(*sequence) != decodes) {
       continue;
     }
     const int32_t granted = ReserveBlocks(sequence, TokensToPlan(*sequence));

@@ -83,11 +83,14 @@ StepRates Worker::rates() const {
 }
 
 Backlog Worker::backlog() const {
-  return {.running = running_.load(),
+  const int32_t running = running_.load();
+  // Where only prompts run, as in serving embeddings, none is held back for those that decode.
+  const int32_t decoding = decoding_.load() > 0 ? running : 0;
+  return {.running = running,
           .waiting = queue_.num_waiting(),
           .waiting_tokens = queue_.num_waiting_tokens(),
           .max_running = options_.max_running,
-          .max_step_tokens = options_.max_step_tokens};
+          .step_tokens = options_.StepTokens(decoding)};
 }
 
 absl::Status Worker::failure() const {
@@ -200,6 +203,7 @@ void Worker::Fail(const absl::Status& status) {
 
 void Worker::PublishLoad() {
   running_.store(scheduler_.num_running());
+  decoding_.store(scheduler_.num_decoding());
   blocks_free_.store(scheduler_.blocks().num_free());
   steps_.store(scheduler_.num_steps());
   preemptions_.store(scheduler_.num_preemptions());

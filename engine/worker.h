@@ -100,6 +100,7 @@ class Worker final : private Scheduler::Observer {
   mutable Mutex failure_mutex_;
   absl::Status failure_ ABSL_GUARDED_BY(failure_mutex_);  // set before failed_
   std::atomic<int32_t> running_{0};
+  std::atomic<int32_t> decoding_{0};
   std::atomic<int32_t> blocks_free_{0};
   std::atomic<int64_t> tokens_outstanding_{0};
   std::atomic<uint64_t> steps_{0};

@@ -226,6 +226,13 @@ constexpr ConfigKey kKeys[] = {
              "max_running.",
      .min = 1,
      .max = 65536},
+    {.name = "scheduler.mixed_step_tokens",
+     .field = FIELD(scheduler.mixed_step_tokens),
+     .help = "Tokens in a step in which some sequences decode and others compute their prompts: "
+             "how long prompts hold up the tokens of others. Three for each that decodes if that "
+             "is more; never above max_step_tokens.",
+     .min = 1,
+     .max = 65536},
     {.name = "scheduler.max_context",
      .field = FIELD(scheduler.max_context),
      .help = "Tokens that a prompt and its output may have together. 0: what the model allows.",

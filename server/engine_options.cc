@@ -11,6 +11,7 @@ EngineOptions ToEngineOptions(const ServerConfig& config) {
   options.scheduler.aging_seconds = scheduler.aging_seconds;
   options.scheduler.max_running = scheduler.max_running;
   options.scheduler.max_step_tokens = scheduler.max_step_tokens;
+  options.scheduler.mixed_step_tokens = scheduler.mixed_step_tokens;
   options.admission.max_waiting_requests = scheduler.max_waiting;
   options.admission.max_waiting_tokens = scheduler.max_waiting_tokens;
   return options;

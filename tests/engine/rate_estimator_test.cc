@@ -142,6 +142,8 @@ TEST(SecondsToServeTest, CountsTurnPromptAndOutput) {
   EXPECT_NEAR(SecondsToServe(rates, {0, 0, 0, 8, 512}, 1200, 0), 0.030 + 0.120, 1e-9);
   // Beside three others, with a free slot.
   EXPECT_NEAR(SecondsToServe(rates, {3, 0, 0, 8, 512}, 100, 10), 0.0103 + 0.010 + 9 * 0.0104, 1e-9);
+  // A prompt of 1,000 tokens beside 32 others in steps of 256: five steps, since 224 are left.
+  EXPECT_NEAR(SecondsToServe(rates, {32, 0, 0, 64, 256}, 1000, 1), 5 * 0.0132 + 0.1, 1e-9);
   // Behind 2000 prompt tokens that wait.
   EXPECT_NEAR(SecondsToServe(rates, {0, 2, 2000, 8, 512}, 100, 1), 0.200 + 0.020, 1e-9);
   // All slots taken and two in front: the third end is its turn.

@@ -3,8 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
+#include <random>
 
+#include "absl/strings/str_cat.h"
 #include "tests/testing/stream_reader.h"
 
 namespace ferrite {
@@ -22,19 +25,21 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
     tokenizer_ = *std::move(tokenizer);
   }
 
-  void Start(int32_t num_blocks, int32_t block_size, int32_t max_running, int32_t max_step_tokens) {
+  void Start(int32_t num_blocks, int32_t block_size, int32_t max_running, int32_t max_step_tokens,
+             int32_t mixed_step_tokens = SchedulerOptions().mixed_step_tokens) {
     BackendInfo info;
     info.num_blocks = num_blocks;
     info.block_size = block_size;
     block_size_ = block_size;
-    scheduler_ =
-        std::make_unique<Scheduler>(info, SchedulerOptions{max_running, max_step_tokens}, this);
+    options_ = {max_running, max_step_tokens, mixed_step_tokens};
+    scheduler_ = std::make_unique<Scheduler>(info, options_, this);
   }
 
   std::shared_ptr<StreamReader> Add(int32_t prompt_tokens, int32_t max_new_tokens,
                                     int32_t priority = 0, const std::string& client = "",
-                                    double waited_seconds = 0) {
+                                    double waited_seconds = 0, Pooling pooling = Pooling::kNone) {
     EngineRequest request;
+    request.pooling = pooling;
     request.client = client;
     request.received = now_ - std::chrono::milliseconds(static_cast<int64_t>(1e3 * waited_seconds));
     request.prompt.assign(prompt_tokens, 300);
@@ -45,6 +50,26 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
     scheduler_->Add(
         std::make_unique<Sequence>(std::move(request), *tokenizer_, block_size_, reader->stream()));
     return reader;
+  }
+
+  std::shared_ptr<StreamReader> AddEmbedding(int32_t prompt_tokens) {
+    return Add(prompt_tokens, 0, 0, "", 0, Pooling::kLast);
+  }
+
+  // Of the step planned last: what there is besides the tokens of those that decode.
+  struct Kinds {
+    int32_t decodes = 0;
+    int32_t prompt_tokens = 0;
+  };
+  Kinds CountKinds() const {
+    Kinds kinds;
+    for (int32_t row = 0; row < batch_.num_samples(); ++row) {
+      const int32_t s = batch_.sample_seqs[row];
+      const bool one = batch_.cu_seqlens[s + 1] - batch_.cu_seqlens[s] == 1;
+      kinds.decodes += one && batch_.output_indices[row] > 0 ? 1 : 0;
+    }
+    kinds.prompt_tokens = batch_.num_tokens() - kinds.decodes;
+    return kinds;
   }
 
   // Plans a step; its chunk lengths, in the order of the batch.
@@ -76,6 +101,7 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
 
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Scheduler> scheduler_;
+  SchedulerOptions options_;
   int32_t block_size_ = 0;
   Batch batch_;
   std::map<uint64_t, int32_t> rows_;
@@ -101,6 +127,119 @@ TEST_F(SchedulerTest, SharesOneBudgetBetweenDecodesAndPrefillChunks) {
   EXPECT_THAT(batch_.kv_lens, ElementsAre(6, 20));
   Complete();
   EXPECT_THAT(Plan(), ElementsAre(1, 1));
+}
+
+TEST(SchedulerOptionsTest, AStepsTokensDependOnHowManyDecode) {
+  const SchedulerOptions options{.max_step_tokens = 2048, .mixed_step_tokens = 256};
+  EXPECT_EQ(options.StepTokens(0), 2048);
+  EXPECT_EQ(options.StepTokens(1), 256);
+  EXPECT_EQ(options.StepTokens(80), 256);
+  EXPECT_EQ(options.StepTokens(256), 768);
+  EXPECT_EQ(options.StepTokens(2048), 2048);
+  const SchedulerOptions small{.max_step_tokens = 100, .mixed_step_tokens = 65536};
+  for (const int32_t decodes : {0, 1, 80, 100}) EXPECT_EQ(small.StepTokens(decodes), 100);
+}
+
+TEST_F(SchedulerTest, HoldsPromptsBackBesideThoseThatDecode) {
+  struct Case {
+    int32_t decodes, max_step_tokens, step_tokens;
+  };
+  for (const Case& c : {Case{0, 2048, 2048}, Case{1, 2048, 256}, Case{80, 2048, 256},
+                        Case{256, 2048, 768}, Case{80, 100, 100}, Case{1, 100, 100}}) {
+    SCOPED_TRACE(absl::StrCat(c.decodes, " decode, ", c.max_step_tokens));
+    completed_ = 0;
+    Start(4096, 16, /*max_running=*/257, c.max_step_tokens, /*mixed_step_tokens=*/256);
+    for (int32_t i = 0; i < c.decodes; ++i) Add(1, 10);
+    if (c.decodes > 0) {
+      Plan();
+      Complete();
+    }
+    Add(4000, 10);
+    Plan();
+    EXPECT_EQ(batch_.num_tokens(), c.step_tokens);
+    EXPECT_EQ(CountKinds().decodes, c.decodes);
+    EXPECT_EQ(scheduler_->num_decoding(), c.decodes);
+  }
+}
+
+// An embedding's input is a prompt like any other; alone it has the whole step.
+TEST_F(SchedulerTest, HoldsEmbeddingsBackBesideThoseThatDecode) {
+  Start(64, 4, 4, /*max_step_tokens=*/32, /*mixed_step_tokens=*/8);
+  AddEmbedding(40);
+  EXPECT_THAT(Plan(), ElementsAre(32));
+  Add(1, 10);
+  EXPECT_THAT(Plan(), ElementsAre(8, 1)) << "nobody has decoded yet";
+  Complete();
+  Complete();
+  AddEmbedding(10);
+  EXPECT_THAT(Plan(), ElementsAre(1, 7));
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 3));
+  EXPECT_EQ(batch_.pooled_seqs.size(), 1u);
+}
+
+// A prompt of which one token is left to compute does not decode.
+TEST_F(SchedulerTest, CountsAPromptsLastTokenAsAPrompts) {
+  Start(64, 4, 8, /*max_step_tokens=*/8, /*mixed_step_tokens=*/1);
+  Add(3, 10);
+  Add(6, 10);
+  EXPECT_THAT(Plan(), ElementsAre(3, 5));
+  Add(10, 10);
+  EXPECT_THAT(Plan(), ElementsAre(1, 1, 1)) << "three tokens, since one decodes";
+  EXPECT_EQ(scheduler_->num_decoding(), 1);
+  Complete();
+  EXPECT_THAT(Plan(), ElementsAre(1, 1, 4)) << "six, since two do";
+}
+
+TEST_F(SchedulerTest, APromptAdvancesHoweverManyDecode) {
+  Start(64, 4, /*max_running=*/4, /*max_step_tokens=*/4, /*mixed_step_tokens=*/1);
+  for (int i = 0; i < 3; ++i) Add(1, 9);
+  Plan();
+  Complete();
+  Add(5, 3);
+  for (int step = 0; step < 5; ++step) {
+    EXPECT_THAT(Plan(), ElementsAre(1, 1, 1, 1));  // all that max_step_tokens leaves
+    Complete();
+  }
+  Add(5, 1);
+  EXPECT_THAT(Plan(), ElementsAre(1, 1, 1, 1)) << "all slots decode; the newcomer has none";
+  EXPECT_EQ(scheduler_->num_decoding(), 4);
+  while (scheduler_->has_work()) {
+    Complete();
+    Plan();
+  }
+  EXPECT_EQ(finished_, 5);
+}
+
+// Any mixture, preempted at times: no step with decodes and chunks has more than its budget, and
+// all of it ends.
+TEST_F(SchedulerTest, MixedStepsKeepTheirBudget) {
+  int mixed = 0;
+  for (int seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    completed_ = 0;
+    const int32_t max_running = 2 + static_cast<int32_t>(random() % 12);
+    Start(60, 4, max_running, max_running + static_cast<int32_t>(random() % 60),
+          1 + static_cast<int32_t>(random() % 40));
+    for (int step = 0; step < 300 || scheduler_->has_work(); ++step) {
+      ASSERT_LT(step, 5000);
+      if (step < 200 && random() % 3 == 0) {
+        const auto tokens = [&] { return 1 + static_cast<int32_t>(random() % 60); };
+        random() % 4 == 0 ? AddEmbedding(tokens()) : Add(tokens(), tokens());
+      }
+      Plan();
+      const auto [decodes, prompt_tokens] = CountKinds();
+      if (decodes > 0 && prompt_tokens > 0) {
+        ++mixed;
+        ASSERT_LE(batch_.num_tokens(), std::min(options_.max_step_tokens,
+                                                std::max(options_.mixed_step_tokens, 3 * decodes)));
+      }
+      if (!batch_.empty()) Complete();
+    }
+    EXPECT_EQ(scheduler_->blocks().num_free(), 60);
+  }
+  EXPECT_GT(mixed, 1000);
 }
 
 TEST_F(SchedulerTest, FeedsSampledTokensOnTheDeviceWhenAStepIsOutstanding) {

@@ -30,14 +30,15 @@ class SimulationTest : public ::testing::Test {
     if (!result.ok()) return {};
     EXPECT_EQ(result->blocks_not_free, 0);
     EXPECT_LE(result->largest_step_tokens, options_.scheduler.max_step_tokens);
+    EXPECT_LE(result->largest_mixed_step_tokens,
+              std::max(options_.scheduler.mixed_step_tokens, 3 * result->most_running));
     EXPECT_LE(result->most_running, options_.scheduler.max_running);
     for (const SimulatedOutcome& outcome : result->outcomes) EXPECT_GE(outcome.ended, 0);
     return *std::move(result);
   }
 
-  double LongestStep(int32_t context) const {
-    return options_.step.base_seconds +
-           options_.step.token_seconds * options_.scheduler.max_step_tokens +
+  double StepSeconds(int32_t tokens, int32_t context) const {
+    return options_.step.base_seconds + options_.step.token_seconds * tokens +
            options_.step.context_seconds * context;
   }
 
@@ -61,7 +62,8 @@ TEST_F(SimulationTest, OneRequestTakesItsSteps) {
   EXPECT_NEAR(outcome.ended, result.busy_seconds, 1e-6);
 }
 
-// Prompts of 8,000 tokens come all the time; those who decode wait for one chunk at most.
+// Prompts of 8,000 tokens come all the time; those who decode wait for one short chunk
+// at most.
 TEST_F(SimulationTest, DecodesNeverWaitBehindALongPrompt) {
   options_.num_blocks = 1 << 16;
   std::vector<SimulatedRequest> requests;
@@ -75,7 +77,47 @@ TEST_F(SimulationTest, DecodesNeverWaitBehindALongPrompt) {
   const SimulationResult result = Run(requests);
   EXPECT_EQ(result.preemptions, 0u);
   for (int i = 0; i < 16; ++i) {
-    EXPECT_LE(result.outcomes[i].longest_gap, LongestStep(400000)) << i;
+    EXPECT_LE(result.outcomes[i].longest_gap, StepSeconds(256, 30000)) << i;
+  }
+  EXPECT_EQ(result.largest_mixed_step_tokens, 256);
+  EXPECT_EQ(result.largest_step_tokens, 512) << "where nobody decodes";
+}
+
+// 32 sequences decode, after two seconds all of them, and a prompt of 1,000 tokens comes five times a
+// second.
+TEST_F(SimulationTest, APromptAtMostDoublesTheTimeBetweenTokens) {
+  std::vector<SimulatedRequest> requests;
+  for (int i = 0; i < 32; ++i) {
+    requests.push_back({.prompt_tokens = 1000, .output_tokens = 600, .client = "chat"});
+  }
+  for (int i = 0; i < 10; ++i) {
+    requests.push_back(
+        {.arrival = 2 + 0.2 * i, .prompt_tokens = 1000, .output_tokens = 1, .client = "new"});
+  }
+  const SimulationResult result = Run(requests);
+  for (int i = 0; i < 32; ++i) {
+    EXPECT_LE(result.outcomes[i].longest_gap, 2 * StepSeconds(32, 32 * 1600)) << i;
+  }
+  for (int i = 32; i < 42; ++i) {
+    EXPECT_LE(result.outcomes[i].first_token, 6 * StepSeconds(256, 33 * 1600)) << i;
+  }
+}
+
+// 250 sequences decode; what they leave of a step is still most of it.
+TEST_F(SimulationTest, PromptsDoNotStarveBesideManyThatDecode) {
+  options_.num_blocks = 1 << 14;
+  options_.scheduler = {.max_running = 256, .max_step_tokens = 2048};
+  std::vector<SimulatedRequest> requests;
+  for (int i = 0; i < 250; ++i) {
+    requests.push_back({.prompt_tokens = 16, .output_tokens = 400, .client = "chat"});
+  }
+  for (int i = 0; i < 10; ++i) {
+    requests.push_back(
+        {.arrival = 1 + 0.2 * i, .prompt_tokens = 1000, .output_tokens = 1, .client = "new"});
+  }
+  const SimulationResult result = Run(requests);
+  for (int i = 250; i < 260; ++i) {
+    EXPECT_LE(result.outcomes[i].first_token, 4 * StepSeconds(750, 251 * 1000)) << i;
   }
 }
 
@@ -169,6 +211,7 @@ TEST_F(SimulationTest, NothingLeaksStarvesOrStops) {
     options_.prefix_caching = seed % 3 != 0;
     options_.scheduler.max_running = 4 + static_cast<int32_t>(random() % 60);
     options_.scheduler.max_step_tokens = 64 + static_cast<int32_t>(random() % 500);
+    options_.scheduler.mixed_step_tokens = 1 + static_cast<int32_t>(random() % 300);
     options_.scheduler.aging_seconds = 0.5;
     std::vector<SimulatedRequest> requests;
     double at = 0;

@@ -60,6 +60,7 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config.workers, std::vector<WorkerConfig>{WorkerConfig{{0}}});
   EXPECT_EQ(config.scheduler.max_running, 64);
   EXPECT_EQ(config.scheduler.max_step_tokens, 512);
+  EXPECT_EQ(config.scheduler.mixed_step_tokens, 256);
   EXPECT_EQ(config.kv_cache.block_size, 16);
   EXPECT_EQ(config.defaults.temperature, 1.0);
   EXPECT_EQ(config.log.level, "info");
@@ -82,8 +83,8 @@ backend: {type: cpu, compute_type: bf16, threads: 3, gpu_memory_fraction: 0.75,
 workers:
   - devices: [0]
   - {devices: [0]}
-scheduler: {max_running: 8, max_step_tokens: 8, max_context: 100, max_waiting: 5,
-            max_waiting_tokens: 1000000000000, refuse_late: true, aging_seconds: 2}
+scheduler: {max_running: 8, max_step_tokens: 8, mixed_step_tokens: 9, max_context: 100,
+            max_waiting: 5, max_waiting_tokens: 1000000000000, refuse_late: true, aging_seconds: 2}
 kv_cache: {block_size: 32, blocks: 7, memory_mb: 9, prefix_caching: false}
 defaults: {temperature: 0, top_k: 40, top_p: 0.9, min_p: 0.05, max_new_tokens: 17}
 log: {format: json, level: debug}
@@ -98,7 +99,7 @@ log: {format: json, level: debug}
   expected.model = {"/models/other", "served"};
   expected.backend = {"cpu", "bf16", 3, 0.75, true};
   expected.workers = {WorkerConfig{{0}}, WorkerConfig{{0}}};
-  expected.scheduler = {8, 8, 100, 5, 1'000'000'000'000, true, 2};
+  expected.scheduler = {8, 8, 9, 100, 5, 1'000'000'000'000, true, 2};
   expected.kv_cache = {32, 7, 9, false};
   expected.defaults = {0, 40, 0.9, 0.05, 17};
   expected.log = {"json", "debug"};
@@ -223,6 +224,8 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"scheduler.max_running", "4096", "4097"},
         BoundCase{"scheduler.max_step_tokens", "1", "0"},
         BoundCase{"scheduler.max_step_tokens", "65536", "65537"},
+        BoundCase{"scheduler.mixed_step_tokens", "1", "0"},
+        BoundCase{"scheduler.mixed_step_tokens", "65536", "65537"},
         BoundCase{"scheduler.max_context", "0", "-1"}, BoundCase{"scheduler.max_waiting", "1", "0"},
         BoundCase{"scheduler.max_waiting", "1000000", "1000001"},
         BoundCase{"scheduler.max_waiting_tokens", "1000000000000", "1000000000001"},

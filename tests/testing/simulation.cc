@@ -141,6 +141,10 @@ class Simulation : public Scheduler::Observer {
       result_.busy_seconds += seconds;
       computed_tokens_ += batch_.num_tokens();
       result_.largest_step_tokens = std::max(result_.largest_step_tokens, batch_.num_tokens());
+      if (const int32_t decodes = NumDecodes(); decodes > 0 && decodes < batch_.num_tokens()) {
+        result_.largest_mixed_step_tokens =
+            std::max(result_.largest_mixed_step_tokens, batch_.num_tokens());
+      }
       result_.most_running = std::max(result_.most_running, scheduler_.num_running());
       outstanding_.push_back({batch_.step, batch_.num_samples(), device_free_});
     }
@@ -152,6 +156,17 @@ class Simulation : public Scheduler::Observer {
     }
     scheduler_.to_notify().clear();
     return absl::OkStatus();
+  }
+
+  // Of a token each, to sample the one after a token that was sampled.
+  int32_t NumDecodes() const {
+    int32_t decodes = 0;
+    for (int32_t row = 0; row < batch_.num_samples(); ++row) {
+      const int32_t s = batch_.sample_seqs[row];
+      const bool one = batch_.cu_seqlens[s + 1] - batch_.cu_seqlens[s] == 1;
+      decodes += one && batch_.output_indices[row] > 0 ? 1 : 0;
+    }
+    return decodes;
   }
 
   absl::Status Complete() {

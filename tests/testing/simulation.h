@@ -58,6 +58,7 @@ struct SimulationResult {
   uint64_t preemptions = 0;
   int64_t recomputed_tokens = 0;  // that had been computed before a preemption
   int32_t largest_step_tokens = 0;
+  int32_t largest_mixed_step_tokens = 0;  // of those that have decodes and more
   int32_t most_running = 0;
   int32_t blocks_not_free = 0;  // at the end
 };
