@@ -83,18 +83,22 @@ TEST_F(SimulationTest, DecodesNeverWaitBehindALongPrompt) {
   EXPECT_EQ(result.largest_step_tokens, 512) << "where nobody decodes";
 }
 
-// 32 sequences decode, after two seconds all of them, and a prompt of 1,000 tokens comes five times a
+// `count` of one kind at once, and from `begin` seconds on ten prompts of 1,000 tokens, five a
 // second.
-TEST_F(SimulationTest, APromptAtMostDoublesTheTimeBetweenTokens) {
-  std::vector<SimulatedRequest> requests;
-  for (int i = 0; i < 32; ++i) {
-    requests.push_back({.prompt_tokens = 1000, .output_tokens = 600, .client = "chat"});
-  }
+std::vector<SimulatedRequest> ChatAndPrompts(const SimulatedRequest& chat, int count,
+                                             double begin) {
+  std::vector<SimulatedRequest> requests(static_cast<size_t>(count), chat);
   for (int i = 0; i < 10; ++i) {
     requests.push_back(
-        {.arrival = 2 + 0.2 * i, .prompt_tokens = 1000, .output_tokens = 1, .client = "new"});
+        {.arrival = begin + 0.2 * i, .prompt_tokens = 1000, .output_tokens = 1, .client = "new"});
   }
-  const SimulationResult result = Run(requests);
+  return requests;
+}
+
+// 32 sequences decode, after two seconds all of them.
+TEST_F(SimulationTest, APromptAtMostDoublesTheTimeBetweenTokens) {
+  const SimulationResult result = Run(ChatAndPrompts(
+      {.prompt_tokens = 1000, .output_tokens = 600, .client = "chat"}, /*count=*/32, /*begin=*/2));
   for (int i = 0; i < 32; ++i) {
     EXPECT_LE(result.outcomes[i].longest_gap, 2 * StepSeconds(32, 32 * 1600)) << i;
   }
@@ -107,15 +111,8 @@ TEST_F(SimulationTest, APromptAtMostDoublesTheTimeBetweenTokens) {
 TEST_F(SimulationTest, PromptsDoNotStarveBesideManyThatDecode) {
   options_.num_blocks = 1 << 14;
   options_.scheduler = {.max_running = 256, .max_step_tokens = 2048};
-  std::vector<SimulatedRequest> requests;
-  for (int i = 0; i < 250; ++i) {
-    requests.push_back({.prompt_tokens = 16, .output_tokens = 400, .client = "chat"});
-  }
-  for (int i = 0; i < 10; ++i) {
-    requests.push_back(
-        {.arrival = 1 + 0.2 * i, .prompt_tokens = 1000, .output_tokens = 1, .client = "new"});
-  }
-  const SimulationResult result = Run(requests);
+  const SimulationResult result = Run(ChatAndPrompts(
+      {.prompt_tokens = 16, .output_tokens = 400, .client = "chat"}, /*count=*/250, /*begin=*/1));
   for (int i = 250; i < 260; ++i) {
     EXPECT_LE(result.outcomes[i].first_token, 4 * StepSeconds(750, 251 * 1000)) << i;
   }

@@ -96,7 +96,8 @@ TEST_P(FixedAttentionTest, ARowHasTheSameBitsHoweverItsSequenceIsCut) {
                   0)
             << what << " from row " << first;
       };
-      for (const int32_t row : {0, 1, 15, 63, 64, 99, 100, 255, 256, 257, 512, 777, 1023, 1024, 1299}) {
+      for (const int32_t row :
+           {0, 1, 15, 63, 64, 99, 100, 255, 256, 257, 512, 777, 1023, 1024, 1299}) {
         expect_same(batch.FixedRows(row, 1, /*decode=*/true), row, "decode");
         expect_same(batch.FixedRows(row, 1, /*decode=*/false), row, "prefill of one");
       }
