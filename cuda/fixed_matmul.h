@@ -22,7 +22,7 @@ namespace ferrite {
 // promises that of none of its algorithms, so the ones that are used are found out: without
 // reductions over blocks every one should add up a row's products in their order, and Prepare takes
 // the fastest for each number of rows that in fact gives the bits of the others. Where inputs or
-// outputs are not a multiple of 8 it has none, and PlainMatmul is used, which is slow.
+// outputs are not a multiple of 8, which tensor cores ask for, PlainMatmul is used, which is slow.
 class FixedMatmul {
  public:
   // What cuBLASLt's choice depends on besides the number of rows.
