@@ -49,3 +49,17 @@ target_link_libraries(ferrite_prometheus INTERFACE ${FERRITE_PROMETHEUS_CORE})
 # Its headers depend on the flags that the library was built with.
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(FERRITE_HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
+
+if(FERRITE_BUILD_TESTS)
+  # The first python3 that has what tests import: scripts/setup.sh installs that for the
+  # distribution's, before which PATH may have another.
+  function(ferrite_has_modules result python)
+    execute_process(COMMAND ${python} -c "import google.protobuf, grpc, numpy"
+                    RESULT_VARIABLE code OUTPUT_QUIET ERROR_QUIET)
+    if(NOT code EQUAL 0)
+      set(${result} FALSE PARENT_SCOPE)
+    endif()
+  endfunction()
+  find_program(Python3_EXECUTABLE python3 VALIDATOR ferrite_has_modules)
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+endif()
