@@ -15,19 +15,6 @@
 namespace ferrite {
 namespace {
 
-// The batch sizes that have graphs: all powers of two to 8, then every eighth, sparser from 64 on.
-std::vector<int32_t> GraphSizes(int32_t max_sequences) {
-  std::vector<int32_t> sizes;
-  for (int32_t size = 1; size < max_sequences; size += size < 8     ? size
-                                                       : size < 64  ? 8
-                                                       : size < 256 ? 16
-                                                                    : 64) {
-    sizes.push_back(size);
-  }
-  sizes.push_back(max_sequences);
-  return sizes;
-}
-
 absl::StatusOr<GpuType> ChooseType(const std::string& wanted, const Checkpoint& checkpoint) {
   if (wanted == "fp16") {
     return GpuType::kFp16;
@@ -82,9 +69,10 @@ absl::Status PlanKvBlocks(const ModelConfig& config, int64_t weight_bytes, bool 
   request.workspace =
       GpuForward::WorkspaceBytes(config, info, quantized, device.num_multiprocessors);
   request.activations = GpuForward::ActivationBytes(config, info) + SlotAdjustments::Bytes(info);
-  request.graphs = options.graphs ? static_cast<int64_t>(GraphSizes(info.max_sequences).size()) *
-                                        kernels * kGraphKernelBytes
-                                  : 0;
+  request.graphs = options.graphs
+                       ? static_cast<int64_t>(DecodeGraphs::Sizes(info.max_sequences).size()) *
+                             kernels * kGraphKernelBytes
+                       : 0;
   request.kv_block = KvBlockBytes(config, info.block_size);
   request.min_blocks = options.num_blocks > 0 ? options.num_blocks : 1;
   request.max_blocks =
@@ -195,8 +183,11 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Build(
   ASSIGN_OR_RETURN(backend->forward_, GpuForward::Create(config, backend->info_, *backend->weights_,
                                                          backend->stream_));
   RETURN_IF_ERROR(backend->AllocateSteps());
+  RETURN_IF_ERROR(backend->WarmUp());
   if (options.graphs) {
-    RETURN_IF_ERROR(backend->CaptureGraphs());
+    RETURN_IF_ERROR(backend->graphs_.Capture(*backend->forward_, info.max_sequences,
+                                             backend->flights_[0].inputs.data(),
+                                             backend->inputs_.data(), backend->stream_));
   }
   RETURN_IF_ERROR(backend->stream_.Synchronize());
   return backend;
@@ -226,40 +217,35 @@ absl::Status CudaBackend::AllocateSteps() {
   return absl::OkStatus();
 }
 
-// Each size runs once before it is captured, on a batch of nothing but padding, so that kernels are
-// loaded and cuBLAS has made up its mind.
-absl::Status CudaBackend::CaptureGraphs() {
-  for (const int32_t size : GraphSizes(info_.max_sequences)) {
-    const StepShape shape{.tokens = size, .sequences = size, .samples = size};
-    const StepInputs host = StepInputs::At(flights_[0].inputs.data(), shape);
-    Batch padding;
-    padding.Clear();
-    FillStepInputs(padding, {}, shape, host);
-    FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flights_[0].inputs.data(),
-                                                 shape.words() * sizeof(int32_t),
-                                                 cudaMemcpyHostToDevice, stream_.get()));
-    const GpuStep step{
-        .inputs = StepInputs::At(inputs_.data(), shape), .shape = shape, .num_decodes = size};
-    RETURN_IF_ERROR(forward_->Enqueue(step));
-    RETURN_IF_ERROR(stream_.Synchronize());
-    ASSIGN_OR_RETURN(Graph graph, Graph::Capture(stream_, [&] { return forward_->Enqueue(step); }));
-    RETURN_IF_ERROR(graph.Upload(stream_));
-    graphs_.push_back({size, step, std::move(graph)});
+// CUDA loads a kernel when it is first launched, and that waits for the device.
+absl::Status CudaBackend::WarmUp() {
+  RETURN_IF_ERROR(forward_->WarmUp());
+  // One step of everything: a decode and a prompt, if there is room for two sequences, both of the
+  // one token that is the cache's first row.
+  const int32_t size = std::min({2, info_.max_sequences, info_.max_step_tokens});
+  const StepShape shape{
+      .tokens = size, .sequences = size, .samples = size, .scored = 1, .pooled = 1};
+  const StepInputs host = StepInputs::At(flights_[0].inputs.data(), shape);
+  std::fill_n(flights_[0].inputs.data(), shape.words(), 0);
+  for (int32_t i = 0; i < size; ++i) {
+    host.cu_seqlens[i + 1] = i + 1;
+    host.kv_lens[i] = 1;
+    host.input_rows[i] = -1;
+    host.row_slots[i] = -1;
   }
-  return absl::OkStatus();
-}
-
-// The smallest graph that holds a step in which every sequence has one token and samples one.
-const CudaBackend::DecodeGraph* CudaBackend::FindGraph(const StepShape& shape) const {
-  const int32_t size = shape.sequences;
-  if (size == 0 || shape.tokens != size || shape.samples != size || shape.scored > 0 ||
-      shape.pooled > 0) {
-    return nullptr;
-  }
-  const auto graph = std::lower_bound(
-      graphs_.begin(), graphs_.end(), size,
-      [](const DecodeGraph& candidate, int32_t wanted) { return candidate.batch_size < wanted; });
-  return graph == graphs_.end() ? nullptr : &*graph;
+  host.pool_items[0] = {
+      .first_token = 0, .num_tokens = 1, .slot = 0, .adds = 0, .out = 0, .divisor = 1};
+  FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flights_[0].inputs.data(),
+                                               shape.words() * sizeof(int32_t),
+                                               cudaMemcpyHostToDevice, stream_.get()));
+  const GpuStep step{.inputs = StepInputs::At(inputs_.data(), shape),
+                     .shape = shape,
+                     .num_decodes = size - 1,
+                     .max_pooled_tokens = 1};
+  RETURN_IF_ERROR(forward_->Enqueue(step));
+  RETURN_IF_ERROR(forward_->EnqueueAdjusted(step, adjustments_->state()));
+  RETURN_IF_ERROR(forward_->EnqueueLogprobs(step));
+  return stream_.Synchronize();
 }
 
 absl::Status CudaBackend::Launch(const Batch& batch) {
@@ -331,7 +317,7 @@ absl::Status CudaBackend::UploadChanges(const Batch& batch, Flight* flight) {
 }
 
 absl::Status CudaBackend::EnqueueStep(const Batch& batch, const Flight& flight) {
-  const DecodeGraph* graph = FindGraph(flight.shape());
+  const DecodeGraph* graph = graphs_.Find(flight.shape());
   const StepShape shape = graph != nullptr ? graph->step.shape : flight.shape();
   FillStepInputs(batch, flight.pool_items, shape, StepInputs::At(flight.inputs.data(), shape));
   FERRITE_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(inputs_.data(), flight.inputs.data(),
@@ -388,7 +374,7 @@ absl::Status CudaBackend::Wait(StepResult* result) {
   RETURN_IF_ERROR(flight.done->Synchronize());
   read_samples_ = flight.num_samples;
   flight.Take(info_, result);
-  result->replayed = FindGraph(flight.shape()) != nullptr;
+  result->replayed = graphs_.Find(flight.shape()) != nullptr;
   return absl::OkStatus();
 }
 

@@ -9,10 +9,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cuda/decode_graphs.h"
 #include "cuda/device_buffer.h"
 #include "cuda/flight.h"
 #include "cuda/gpu_forward.h"
-#include "cuda/graph.h"
 #include "cuda/kernels/step.h"
 #include "cuda/slot_adjustments.h"
 #include "cuda/stream.h"
@@ -80,12 +80,6 @@ class CudaBackend : public Backend {
   absl::StatusOr<std::vector<float>> ReadLogits() const;
 
  private:
-  struct DecodeGraph {
-    int32_t batch_size = 0;
-    GpuStep step;
-    Graph graph;
-  };
-
   CudaBackend(const BackendInfo& info, Stream stream);
 
   using LoadWeights =
@@ -97,13 +91,12 @@ class CudaBackend : public Backend {
                                                             const CudaBackendOptions& options,
                                                             const LoadWeights& load);
   absl::Status AllocateSteps();
-  absl::Status CaptureGraphs();
+  absl::Status WarmUp();
   absl::Status UploadChanges(const Batch& batch, Flight* flight);
   absl::Status EnqueueStep(const Batch& batch, const Flight& flight);
   absl::Status EnqueueOutputs(const GpuStep& step, const Flight& flight) const;
   // Of what the step has made for the host.
   absl::Status EnqueueCopies(const Flight& flight) const;
-  const DecodeGraph* FindGraph(const StepShape& shape) const;
 
   // In the order in which they must come to life; they die in the opposite one.
   BackendInfo info_;
@@ -116,8 +109,8 @@ class CudaBackend : public Backend {
   DeviceBuffer<GpuSamplingParams> params_;
   DeviceBuffer<int32_t> param_slots_;
   std::unique_ptr<SlotAdjustments> adjustments_;
-  std::vector<Flight> flights_;      // two
-  std::vector<DecodeGraph> graphs_;  // by rising batch size
+  std::vector<Flight> flights_;  // two
+  DecodeGraphs graphs_;
 
   uint64_t launched_ = 0;
   uint64_t waited_ = 0;

@@ -24,7 +24,7 @@ constexpr int32_t kMaxPreciseRows = 64;
 
 // How many tokens' projected heads are kept in fp32 at most: where heads are normed (Qwen3), all;
 // rounding them to 16 bits both before and after the norm took bf16 logits past 2 % of error.
-int64_t RawRows(const ModelConfig& config, const BackendInfo& info) {
+int32_t RawRows(const ModelConfig& config, const BackendInfo& info) {
   return config.qk_norm ? std::max(info.max_step_tokens, info.max_sequences) : info.max_sequences;
 }
 
@@ -88,7 +88,7 @@ int64_t GpuForward::ActivationBytes(const ModelConfig& config, const BackendInfo
   const int64_t blocks_per_slot =
       (info.max_sequence_length + info.block_size - 1) / info.block_size;
   return tokens * (int64_t{4} * config.hidden_size + 2 * sixteen_bit) +
-         RawRows(config, info) * 4 * QkvSize(config) +
+         int64_t{4} * RawRows(config, info) * QkvSize(config) +
          tokens * static_cast<int64_t>(sizeof(GpuRowLogprobs) + sizeof(float)) +
          int64_t{info.max_sequences} *
              (int64_t{2 * 4} * config.vocab_size + int64_t{2 * 4} * config.hidden_size +
@@ -107,7 +107,7 @@ int64_t GpuForward::WorkspaceBytes(const ModelConfig& config, const BackendInfo&
 }
 
 absl::Status GpuForward::PrepareProducts() {
-  const int32_t tokens = std::max(info_.max_step_tokens, info_.max_sequences);
+  const int32_t tokens = max_tokens();
   for (const LayerWeights& layer : weights_.layers) {
     RETURN_IF_ERROR(
         products_.Prepare(tokens, config_.qk_norm ? Epilogue::kFp32 : Epilogue::kStore, layer.qkv));
@@ -120,7 +120,7 @@ absl::Status GpuForward::PrepareProducts() {
 
 absl::Status GpuForward::Allocate() {
   const int device = stream_.device();
-  const int64_t tokens = std::max(info_.max_step_tokens, info_.max_sequences);
+  const int64_t tokens = max_tokens();
   const int64_t sequences = info_.max_sequences;
   const int64_t cache = KvBlockBytes(config_, info_.block_size) / 2 /
                         static_cast<int64_t>(kGpuTypeSize) * info_.num_blocks;
@@ -140,8 +140,8 @@ absl::Status GpuForward::Allocate() {
   ASSIGN_OR_RETURN(
       residual_, DeviceBuffer<float>::Create(device, tokens * config_.hidden_size, "activations"));
   ASSIGN_OR_RETURN(raw_heads_,
-                   DeviceBuffer<float>::Create(device, RawRows(config_, info_) * QkvSize(config_),
-                                               "activations"));
+                   DeviceBuffer<float>::Create(
+                       device, int64_t{RawRows(config_, info_)} * QkvSize(config_), "activations"));
   ASSIGN_OR_RETURN(logits_,
                    DeviceBuffer<float>::Create(device, sequences * config_.vocab_size, "logits"));
   ASSIGN_OR_RETURN(adjusted_,
@@ -162,6 +162,8 @@ absl::Status GpuForward::Allocate() {
   // kernels read of them must still be numbers. Zeros are read before anything is written too.
   FERRITE_RETURN_IF_CUDA_ERROR(
       cudaMemsetAsync(attended_.data(), 0, attended_.bytes(), stream_.get()));
+  FERRITE_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(block_tables_.data(), 0, block_tables_.bytes(), stream_.get()));
   FERRITE_RETURN_IF_CUDA_ERROR(
       cudaMemsetAsync(sampled_.data(), 0, sampled_.bytes(), stream_.get()));
   return absl::OkStatus();
@@ -202,6 +204,19 @@ absl::Status GpuForward::SizeScratch() {
                                         "log-probabilities' workspace"));
   FERRITE_RETURN_IF_CUDA_ERROR(
       cudaMemsetAsync(logprobs_workspace_.data(), 0, logprobs_workspace_.bytes(), stream_.get()));
+  return absl::OkStatus();
+}
+
+absl::Status GpuForward::WarmUp() const {
+  const LayerWeights& layer = weights_.layers.front();  // layers are mostly alike
+  for (const int32_t rows : Products::RowSizes(max_tokens())) {
+    RETURN_IF_ERROR(EnqueueQkv(rows, layer, config_.qk_norm));
+    RETURN_IF_ERROR(AddProduct(rows, attended_.data(), layer.o));
+    RETURN_IF_ERROR(EnqueueMlp(rows, layer));
+  }
+  for (const int32_t rows : Products::RowSizes(info_.max_sequences)) {
+    RETURN_IF_ERROR(ProjectRows(/*rows=*/nullptr, rows));
+  }
   return absl::OkStatus();
 }
 
@@ -247,20 +262,30 @@ bool GpuForward::KeepsRawHeads(const GpuStep& step) const {
 absl::Status GpuForward::EnqueueLayer(const GpuStep& step, int32_t layer) const {
   const LayerWeights& weights = weights_.layers[layer];
   const int32_t rows = step.shape.tokens;
-  const bool raw = KeepsRawHeads(step);
-  RETURN_IF_ERROR(NormedProduct(rows, weights.input_norm.data(), weights.qkv,
-                                raw ? Epilogue::kFp32 : Epilogue::kStore,
-                                raw ? static_cast<void*>(raw_heads_.data()) : qkv_.data()));
+  RETURN_IF_ERROR(EnqueueQkv(rows, weights, KeepsRawHeads(step)));
   RETURN_IF_ERROR(EnqueueAttention(step, layer));
   RETURN_IF_ERROR(AddProduct(rows, attended_.data(), weights.o));
+  return EnqueueMlp(rows, weights);
+}
+
+absl::Status GpuForward::EnqueueQkv(int32_t rows, const LayerWeights& weights, bool raw) const {
+  const float* norm = weights.input_norm.data();
+  return raw ? NormedProduct(rows, RawRows(config_, info_), norm, weights.qkv, Epilogue::kFp32,
+                             raw_heads_.data())
+             : NormedProduct(rows, max_tokens(), norm, weights.qkv, Epilogue::kStore, qkv_.data());
+}
+
+absl::Status GpuForward::EnqueueMlp(int32_t rows, const LayerWeights& weights) const {
+  const float* norm = weights.post_norm.data();
   if (products_.FusesSiluMul(rows, weights.gate_up)) {
-    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
-                                  Epilogue::kSiluMul, activated_.data()));
+    RETURN_IF_ERROR(NormedProduct(rows, max_tokens(), norm, weights.gate_up, Epilogue::kSiluMul,
+                                  activated_.data()));
   } else {
     const bool is_fp32 =
-        !info_.deterministic && rows <= kMaxPreciseRows && 2 * rows <= info_.max_step_tokens;
-    RETURN_IF_ERROR(NormedProduct(rows, weights.post_norm.data(), weights.gate_up,
-                                  is_fp32 ? Epilogue::kFp32 : Epilogue::kStore, gate_up_.data()));
+        !info_.deterministic && rows <= kMaxPreciseRows && 2 * rows <= max_tokens();
+    RETURN_IF_ERROR(NormedProduct(rows, is_fp32 ? max_tokens() / 2 : max_tokens(), norm,
+                                  weights.gate_up, is_fp32 ? Epilogue::kFp32 : Epilogue::kStore,
+                                  gate_up_.data()));
     FERRITE_RETURN_IF_CUDA_ERROR(SiluMul(type_, gate_up_.data(), is_fp32, rows,
                                          config_.intermediate_size, activated_.data(),
                                          stream_.get()));
@@ -353,8 +378,8 @@ cudaError_t GpuForward::AttendDecodes(const AttentionArguments& attention) const
 absl::Status GpuForward::EnqueueHead(const GpuStep& step) const {
   const int32_t rows = step.shape.samples;
   if (step.shape.tokens == 1 && !info_.deterministic) {  // its row is the one that is sampled
-    return NormedProduct(rows, weights_.final_norm.data(), weights_.lm_head, Epilogue::kFp32,
-                         logits_.data());
+    return NormedProduct(rows, info_.max_sequences, weights_.final_norm.data(), weights_.lm_head,
+                         Epilogue::kFp32, logits_.data());
   }
   return ProjectRows(step.inputs.sample_tokens, rows);
 }
@@ -371,9 +396,12 @@ absl::Status GpuForward::ProjectRows(const int32_t* rows, int32_t num_rows) cons
   norm.hidden = config_.hidden_size;
   norm.out = normed_.data();
   FERRITE_RETURN_IF_CUDA_ERROR(RmsNorm(norm, stream_.get()));
-  return products_.Run(
-      {.rows = num_rows, .x = normed_.data(), .epilogue = Epilogue::kFp32, .y = logits_.data()},
-      weights_.lm_head);
+  return products_.Run({.rows = num_rows,
+                        .room = info_.max_sequences,
+                        .x = normed_.data(),
+                        .epilogue = Epilogue::kFp32,
+                        .y = logits_.data()},
+                       weights_.lm_head);
 }
 
 absl::Status GpuForward::EnqueueScores(const GpuStep& step) const {
@@ -456,9 +484,9 @@ absl::Status GpuForward::EnqueueLogprobs(const GpuStep& step) const {
   return CudaStatus(ComputeLogprobs(logprobs, stream_.get()), "ComputeLogprobs");
 }
 
-absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight, const Linear& linear,
-                                       Epilogue epilogue, void* out) const {
-  Product product{.rows = rows, .epilogue = epilogue, .y = out};
+absl::Status GpuForward::NormedProduct(int32_t rows, int32_t room, const float* norm_weight,
+                                       const Linear& linear, Epilogue epilogue, void* out) const {
+  Product product{.rows = rows, .room = room, .epilogue = epilogue, .y = out};
   if (products_.FusesNorm(rows, linear)) {
     product.residual = residual_.data();
     product.norm_weight = norm_weight;
@@ -480,7 +508,11 @@ absl::Status GpuForward::NormedProduct(int32_t rows, const float* norm_weight, c
 }
 
 absl::Status GpuForward::AddProduct(int32_t rows, const void* x, const Linear& linear) const {
-  return products_.Run({.rows = rows, .x = x, .epilogue = Epilogue::kAdd, .y = residual_.data()},
+  return products_.Run({.rows = rows,
+                        .room = max_tokens(),
+                        .x = x,
+                        .epilogue = Epilogue::kAdd,
+                        .y = residual_.data()},
                        linear);
 }
 

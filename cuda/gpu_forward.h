@@ -1,6 +1,7 @@
 // One ragged forward pass of a decoder-only transformer on a GPU, sampling included.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -48,6 +49,10 @@ class GpuForward {
   static int64_t WorkspaceBytes(const ModelConfig& config, const BackendInfo& info, bool quantized,
                                 int32_t num_multiprocessors);
 
+  // Shows the products all of Products::RowSizes, so that none is new to a step. Before the first
+  // step, since it leaves anything in the activations.
+  absl::Status WarmUp() const;
+
   // Enqueues the whole step: row r's token goes to sampled()[r].
   absl::Status Enqueue(const GpuStep& step) const;
 
@@ -74,6 +79,7 @@ class GpuForward {
   GpuForward(const ModelConfig& config, const BackendInfo& info,
              const TransformerGpuWeights& weights, const Stream& stream, Products products);
 
+  int32_t max_tokens() const { return std::max(info_.max_step_tokens, info_.max_sequences); }
   // Of a deterministic pass.
   absl::Status PrepareProducts();
   absl::Status Allocate();
@@ -83,6 +89,9 @@ class GpuForward {
   // Whether the projected heads are kept in fp32.
   bool KeepsRawHeads(const GpuStep& step) const;
   absl::Status EnqueueLayer(const GpuStep& step, int32_t layer) const;
+  // Heads of all tokens, in fp32 if `raw`.
+  absl::Status EnqueueQkv(int32_t rows, const LayerWeights& weights, bool raw) const;
+  absl::Status EnqueueMlp(int32_t rows, const LayerWeights& weights) const;
   absl::Status EnqueueAttention(const GpuStep& step, int32_t layer) const;
   cudaError_t AttendDecodes(const AttentionArguments& attention) const;
   // logits_ is scratch to it.
@@ -93,9 +102,10 @@ class GpuForward {
                                const int32_t* row_slots) const;
   // logits_ = head(norm(rows of residual_)).
   absl::Status ProjectRows(const int32_t* rows, int32_t num_rows) const;
-  // out = norm(residual) W^T + b, by the way that suits the number of rows.
-  absl::Status NormedProduct(int32_t rows, const float* norm_weight, const Linear& linear,
-                             Product::Epilogue epilogue, void* out) const;
+  // out = norm(residual) W^T + b, by the way that suits the number of rows; `out` has room for
+  // `room` rows.
+  absl::Status NormedProduct(int32_t rows, int32_t room, const float* norm_weight,
+                             const Linear& linear, Product::Epilogue epilogue, void* out) const;
   // residual += x W^T + b.
   absl::Status AddProduct(int32_t rows, const void* x, const Linear& linear) const;
 

@@ -37,6 +37,13 @@ constexpr int32_t kMaxFusedNormRows = 1;
 constexpr int64_t kMaxDequantizedBytes = int64_t{32} << 20;
 constexpr int64_t kDequantizedUnit = 64;  // outputs
 
+// The next of Products::RowSizes, without their bound. What cuBLAS takes on an H200 for other
+// multiples of 32 beyond 384 is as much as for the next of 128, or more.
+int32_t RoundedRows(int32_t rows) {
+  const int32_t unit = rows <= 64 ? 8 : rows <= 256 ? 16 : rows <= 384 ? 32 : 128;
+  return (rows + unit - 1) / unit * unit;
+}
+
 bool IsFp32(Epilogue epilogue) { return epilogue == Epilogue::kFp32 || epilogue == Epilogue::kAdd; }
 
 // The streaming kernels know no stride of y.
@@ -185,6 +192,14 @@ struct Products::Part {
 // Whether y is as Int4Matmul wants it: it may not be where a part stands beside others.
 bool Products::CanInt4Matmul(const Part& part) {
   return part.y_stride % 2 == 0 && reinterpret_cast<uintptr_t>(part.product.y) % 8 == 0;
+}
+
+std::vector<int32_t> Products::RowSizes(int32_t max_rows) {
+  std::vector<int32_t> sizes;
+  for (int32_t rows = 1; rows <= max_rows; rows = sizes.back() + 1) {
+    sizes.push_back(std::min(RoundedRows(rows), max_rows));
+  }
+  return sizes;
 }
 
 absl::StatusOr<Products> Products::Create(const TransformerGpuWeights& weights, int32_t max_rows,
@@ -376,8 +391,13 @@ absl::Status Products::RunCublas(const Part& part, const void* weight, int64_t i
   const Product& product = part.product;
   const bool fp32 = IsFp32(product.epilogue);
   const auto width = static_cast<int32_t>(outputs);
-  const GpuMatmulArguments arguments = CublasArguments(part, weight, inputs, outputs);
-  RETURN_IF_ERROR(fixed_.has_value() ? fixed_->Run(arguments) : matmul_.Run(arguments));
+  GpuMatmulArguments arguments = CublasArguments(part, weight, inputs, outputs);
+  if (fixed_.has_value()) {
+    RETURN_IF_ERROR(fixed_->Run(arguments));
+  } else {
+    arguments.rows = std::max(product.rows, std::min(RoundedRows(product.rows), product.room));
+    RETURN_IF_ERROR(matmul_.Run(arguments));
+  }
   if (part.bias == nullptr) {
     return absl::OkStatus();
   }

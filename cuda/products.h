@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,6 +25,8 @@ struct Product {
   using Epilogue = StreamMatmulArguments::Epilogue;
 
   int32_t rows = 0;
+  // How many rows x and y have room for; 0: `rows`. Those past `rows` may be read and written.
+  int32_t room = 0;
   // One of the two. With `residual`, x is its RMS norm; only where Products::FusesNorm says so.
   const void* x = nullptr;             // [rows, inputs] of the weights' type
   const float* residual = nullptr;     // [rows, inputs] fp32
@@ -54,6 +57,11 @@ class Products {
   bool FusesSiluMul(int32_t rows, const Linear& linear) const;
 
   absl::Status Run(const Product& product, const Linear& linear) const;
+
+  // Numbers of rows, rising up to `max_rows`: a product that is not deterministic and has room for
+  // more rows than it has is computed as one of the next of them. cuBLAS takes its time,
+  // milliseconds, when it first sees a number of rows: these few can be shown to it beforehand.
+  static std::vector<int32_t> RowSizes(int32_t max_rows);
 
   // Of deterministic products, before the first Run: finds out how those of `linear` with this
   // epilogue and up to `rows` rows are to be computed. As FixedMatmul::Prepare.

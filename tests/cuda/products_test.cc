@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -33,6 +34,19 @@ struct TestPart {
   LinearWeight weight;
   std::vector<double> values;  // [outputs, kInputs]
 };
+
+TEST(ProductRowSizes, EveryNumberOfRowsHasOneNotFarAbove) {
+  EXPECT_THAT(Products::RowSizes(1), testing::ElementsAre(1));
+  EXPECT_THAT(Products::RowSizes(20), testing::ElementsAre(8, 16, 20));
+  const std::vector<int32_t> sizes = Products::RowSizes(2048);
+  EXPECT_LE(sizes.size(), 40);
+  EXPECT_EQ(sizes.back(), 2048);
+  EXPECT_TRUE(std::ranges::is_sorted(sizes));
+  for (int32_t rows = 1; rows <= 2048; ++rows) {
+    const int32_t size = *std::ranges::lower_bound(sizes, rows);
+    EXPECT_LT(size - rows, std::max(8, rows / 3)) << rows;
+  }
+}
 
 class ProductsTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {
  protected:
@@ -122,12 +136,13 @@ class ProductsTest : public test::GpuTest, public testing::WithParamInterface<Gp
  private:
   void CheckOne(const Products& products, const Linear& linear, int32_t rows, Epilogue epilogue,
                 bool norm) {
-    const auto x = test::Narrow(GetParam(), test::RandomNormal(size_t(rows) * kInputs, 11));
-    const auto residual = test::RandomNormal(size_t(rows) * kInputs, 12);
+    const int32_t room = rows + 7;
+    const auto x = test::Narrow(GetParam(), test::RandomNormal(size_t(room) * kInputs, 11));
+    const auto residual = test::RandomNormal(size_t(room) * kInputs, 12);
     const std::vector<float> ones(kInputs, 1.0f);
     const bool pairs = epilogue == Epilogue::kSiluMul;
     const size_t width = static_cast<size_t>(pairs ? outputs_ / 2 : outputs_);
-    const size_t size = width * static_cast<size_t>(rows);
+    const size_t size = width * static_cast<size_t>(room + 1);  // the last row is nobody's
     const auto start = test::RandomNormal(size, 13);
     const Device<uint16_t> device_x(x);
     const Device<float> device_residual(residual);
@@ -135,7 +150,7 @@ class ProductsTest : public test::GpuTest, public testing::WithParamInterface<Gp
     const Device<float> wide(start);
     const Device<uint16_t> narrow(size);
     const bool is_fp32 = epilogue == Epilogue::kFp32 || epilogue == Epilogue::kAdd;
-    Product product{.rows = rows, .epilogue = epilogue};
+    Product product{.rows = rows, .room = room, .epilogue = epilogue};
     product.y = is_fp32 ? static_cast<void*>(wide.get()) : narrow.get();
     if (norm) {
       product.residual = device_residual.get();
@@ -148,6 +163,10 @@ class ProductsTest : public test::GpuTest, public testing::WithParamInterface<Gp
     ASSERT_THAT(products.Run(product, linear), IsOk());
     ASSERT_THAT(stream_->Synchronize(), IsOk());
     const auto actual = is_fp32 ? wide.Read() : test::Widen(GetParam(), narrow.Read());
+    if (is_fp32) {
+      ASSERT_TRUE(std::equal(actual.end() - width, actual.end(), start.end() - width))
+          << "row " << room << " was written, of " << rows << " rows";
+    }
     const auto input = test::Widen(GetParam(), x);
     for (int32_t row = 0; row < rows; row += rows < 9 ? 1 : 37) {
       const size_t at = static_cast<size_t>(row) * width;
