@@ -47,6 +47,9 @@ function(ferrite_test)
   # A program that could run none of its tests (no GPU, no model) did not pass.
   set_tests_properties(${T_NAME} PROPERTIES SKIP_REGULAR_EXPRESSION
     "\\[  PASSED  \\] 0 tests.\n(\\[  SKIPPED \\] [^\n]*\n)+[^[]*$")
+  if("gpu" IN_LIST T_LABELS)  # some look at how much of its memory is free
+    set_tests_properties(${T_NAME} PROPERTIES RESOURCE_LOCK gpu)
+  endif()
   if("quick" IN_LIST T_LABELS)
     add_dependencies(quick_tests ${T_NAME})
   endif()

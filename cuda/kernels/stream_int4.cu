@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/stream_int4_activations.cuh"
+#include "cuda/kernels/stream_int4_bytes.cuh"
 #include "cuda/kernels/stream_int4_parts.cuh"
 #include "cuda/kernels/stream_int4_plan.cuh"
 #include "cuda/kernels/stream_int4_units.cuh"
@@ -16,7 +17,7 @@ namespace {
 using stream_matmul::ArriveAtBarrier;
 using stream_matmul::InitBarrier;
 
-template <typename T, int kTiles, int kChunk, int kRing>
+template <typename T, int kTiles, int kChunk, int kStages, bool kByDigits>
 __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
     Kernel(const __grid_constant__ StreamMatmulArguments a,
            const __grid_constant__ Int4Weight weight, const __grid_constant__ Plan full_plan) {
@@ -35,23 +36,18 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   const int group = plan.slices == 1 ? blockIdx.x : blockIdx.x / plan.slices;
   const int slice = blockIdx.x - group * plan.slices;
   const int groups = full_plan.block_groups;
-  const int scale_bytes = kRing * kWarps * ScaleBytes(kChunk);
-  char* scales = shared + teams * kRing * kStageBytes;
+  const int scale_bytes = kStages * kWarps * ScaleBytes(kChunk);
+  char* scales = shared + teams * kStages * kStageBytes;
   auto* all_sums = reinterpret_cast<float4*>(scales + teams * scale_bytes);
-  T* x = reinterpret_cast<T*>(all_sums + teams * kSumBuffers * kUnitSums);
-  float* x_sums = reinterpret_cast<float*>(x + a.rows * plan.x_stride);
+  auto* to = reinterpret_cast<char*>(all_sums + teams * kSumBuffers * kUnitSums);
   float4* sums_of_warps = all_sums + team * kSumBuffers * kUnitSums;
   uint64_t* filled = all_filled[team];
   uint64_t* emptied = all_emptied[team];
 
   AllowNext();
   const int first_unit = group + team * groups;
-  WeightStream<kTiles> weights(weight, full_plan, shared + team * kRing * kStageBytes,
+  WeightStream<kTiles> weights(weight, full_plan, shared + team * kStages * kStageBytes,
                                scales + team * scale_bytes, slice, first_unit);
-#pragma unroll 1
-  for (int stage = 0; stage < kRing; ++stage) {
-    weights.Start(stage);
-  }
   if (weight.zeros == nullptr) {
     weights.FillZeros(full_plan);
   }
@@ -61,33 +57,51 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   }
   const int begin = slice * plan.slice_inputs;
   const int inputs = min(plan.slice_inputs, a.inputs - begin);
-  ReadRows(a, plan, weight.order, begin, x, reinterpret_cast<float*>(sums_of_warps));
-  __syncthreads();
-  SumChunks<T, kChunk>(full_plan, a.rows, stream_matmul::RoundUp(inputs, kMaxStepInputs), x,
-                       x_sums);
-  __syncthreads();
+  // The activations are not to queue behind all of the ring.
+  const auto start = [&](int first, int end) {
+#pragma unroll 1
+    for (int stage = first; stage < end; ++stage) {
+      weights.Start(stage);
+    }
+  };
+  const auto before = [&] { start(0, kEarlyStages); };
+  const auto meanwhile = [&] { start(kEarlyStages, kStages); };
+  const Activations x = [&] {
+    auto* scratch = reinterpret_cast<float*>(all_sums);
+    if constexpr (kByDigits) {
+      return DigitsToShared<T>(a, plan, begin, to, scratch, before, meanwhile);
+    } else {
+      return RowsToShared<T, kChunk>(a, full_plan, weight.order, begin, to, scratch,
+                                     kSumBuffers * kUnitSums * 4, before, meanwhile);
+    }
+  }();
 
-  // Rows past the last read that one: what comes of them is not looked at.
-  const uint32_t x_row =
-      stream_matmul::SharedAddress(x + min(lane % 8, a.rows - 1) * plan.x_stride + lane / 8 * 8);
-  const float* own_sums = x_sums + min(lane % 4, (a.rows - 1) / 2) * 2;
+  float sums_start[kTiles][4] = {};  // of the unit that this warp finishes next
   const auto finish = [&](int i) {
     const int buffer = i % kSumBuffers;
     FinishUnit<T, kTiles>(a, plan, first_unit + i * teams * groups, slice,
-                          sums_of_warps + buffer * kUnitSums, &filled[buffer], i / kSumBuffers % 2);
+                          sums_of_warps + buffer * kUnitSums, &filled[buffer], i / kSumBuffers % 2,
+                          sums_start);
     ArriveAtBarrier(&emptied[buffer]);
   };
   int stage = 0;
   int i = 0;
   for (int unit = first_unit; unit < plan.units; unit += teams * groups, ++i) {
+    if (i % kWarps == warp && plan.slices == 1) {
+      ReadStart<kTiles>(a, unit, sums_start);
+    }
     float sums[kTiles][4] = {};
     for (int step = warp * kStep; step < inputs; step += kWarps * kStep) {
-      const uint32_t x_at = x_row + step * static_cast<int>(sizeof(T));
-      stream_matmul::WaitCopies<kRing - 1>();
+      stream_matmul::WaitCopies<kStages - 1>();
       __syncwarp();  // other lanes have copied the scales
-      const float* sums_at = own_sums + step / kChunk * full_plan.sums_stride;
-      MultiplyStep<T, kTiles, kChunk>(weights, stage, x_at, sums_at, full_plan.sums_stride, sums);
-      stage = stage + 1 == kRing ? 0 : stage + 1;
+      if constexpr (kByDigits) {
+        MultiplyDigits<kTiles, kChunk>(weights, stage, x.row + step, sums);
+      } else {
+        const uint32_t x_at = x.row + step * static_cast<int>(sizeof(T));
+        const float* sums_at = x.sums + step / kChunk * full_plan.sums_stride;
+        MultiplyStep<T, kTiles, kChunk>(weights, stage, x_at, sums_at, full_plan.sums_stride, sums);
+      }
+      stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     const int buffer = i % kSumBuffers;
     if (i >= kSumBuffers) {
@@ -95,10 +109,14 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
     }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      sums_of_warps[buffer * kUnitSums + (warp * kTiles + tile) * 32 + lane] =
-          make_float4(sums[tile][0] * Values::kScale, sums[tile][1] * Values::kScale,
-                      sums[tile][2] * (Values::kScale / Values::kHighFactor),
-                      sums[tile][3] * (Values::kScale / Values::kHighFactor));
+      float4& to = sums_of_warps[buffer * kUnitSums + (warp * kTiles + tile) * 32 + lane];
+      if constexpr (kByDigits) {
+        to = JoinDigits(sums[tile], x.unit);
+      } else {
+        to = make_float4(sums[tile][0] * Values::kScale, sums[tile][1] * Values::kScale,
+                         sums[tile][2] * (Values::kScale / Values::kHighFactor),
+                         sums[tile][3] * (Values::kScale / Values::kHighFactor));
+      }
     }
     ArriveAtBarrier(&filled[buffer]);
     // A unit late, when the other warps have most likely put theirs.
@@ -114,17 +132,11 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   }
 }
 
-template <typename T, int kTiles, int kChunk>
+template <typename T, int kTiles, int kChunk, bool kByDigits = false>
 cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan,
                    cudaStream_t stream) {
-  static_assert(kMinRing == 2 && kRingOfSmallChunks == 4 && kMaxRing == 5);
-  auto* kernel =
-      plan.shape.stages == 4 ? Kernel<T, kTiles, kChunk, 4> : Kernel<T, kTiles, kChunk, 2>;
-  if constexpr (kChunk == kLargeChunk) {
-    kernel = plan.shape.stages == 5   ? Kernel<T, kTiles, kChunk, 5>
-             : plan.shape.stages == 3 ? Kernel<T, kTiles, kChunk, 3>
-                                      : kernel;
-  }
+  auto* kernel = plan.shape.stages == kRing ? Kernel<T, kTiles, kChunk, kRing, kByDigits>
+                                            : Kernel<T, kTiles, kChunk, kMinRing, kByDigits>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shape.shared_bytes));
@@ -139,9 +151,10 @@ cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, con
 template <typename T, int kTiles>
 cudaError_t Launch(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan,
                    cudaStream_t stream) {
-  return plan.chunk == kLargeChunk ? Launch<T, kTiles, kLargeChunk>(a, weight, plan, stream)
-         : plan.chunk == 64        ? Launch<T, kTiles, 64>(a, weight, plan, stream)
-                                   : Launch<T, kTiles, 32>(a, weight, plan, stream);
+  return plan.digits                 ? Launch<T, kTiles, kLargeChunk, true>(a, weight, plan, stream)
+         : plan.chunk == kLargeChunk ? Launch<T, kTiles, kLargeChunk>(a, weight, plan, stream)
+         : plan.chunk == 64          ? Launch<T, kTiles, 64>(a, weight, plan, stream)
+                                     : Launch<T, kTiles, 32>(a, weight, plan, stream);
 }
 
 template <typename T>

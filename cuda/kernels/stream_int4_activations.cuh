@@ -7,14 +7,10 @@
 
 namespace ferrite::stream_int4 {
 
-// As stream_matmul::ReadActivations, with input k of the slice from order[k].
+// This block's slice of x, input k of it from order[k]; `scratch` has the norm's factors.
 template <typename T>
-__device__ void ReadOrdered(const StreamMatmulArguments& a, const stream_matmul::Plan& plan,
-                            const int32_t* order, int begin, T* x, float* scratch) {
-  WaitForPrevious();
-  if (a.residual != nullptr) {
-    stream_matmul::ComputeScales(a, scratch);
-  }
+__device__ void LoadOrdered(const StreamMatmulArguments& a, const stream_matmul::Plan& plan,
+                            const int32_t* order, int begin, T* x, const float* scratch) {
 #pragma unroll 4
   for (int k = threadIdx.x; k < plan.slice_inputs; k += kThreads) {
     const bool valid = begin + k < a.inputs;
@@ -32,35 +28,54 @@ __device__ void ReadOrdered(const StreamMatmulArguments& a, const stream_matmul:
   }
 }
 
-// Waits for the kernel ahead and puts this block's slice of x into shared memory, a team some of
-// the rows, with zeros up to a whole step; `scratch` is the team's own.
-template <typename T>
+// Puts this block's slice of x into shared memory, with zeros up to a whole step. As
+// stream_matmul::ReadActivations; `scratch` is the block's, `team_floats` of it for each team.
+template <typename T, typename Before, typename Meanwhile>
 __device__ void ReadRows(const StreamMatmulArguments& all, const stream_matmul::Plan& full_plan,
-                         const int32_t* order, int begin, T* x, float* scratch) {
+                         const int32_t* order, int begin, T* x, float* scratch, int team_floats,
+                         const Before& before, const Meanwhile& meanwhile) {
   using stream_matmul::RoundUp;
+  constexpr int kRowPieces = 2;
+  stream_matmul::Plan plan = full_plan;
+  plan.slice_inputs =
+      RoundUp(min(full_plan.slice_inputs, all.inputs - begin), stream_matmul::kMaxStepInputs);
+  const int rest = RoundUp(plan.slice_inputs, kMaxStepInputs) - plan.slice_inputs;
+  for (int i = stream_matmul::BlockThread(); i < all.rows * rest;
+       i += stream_matmul::BlockThreads()) {
+    const int row = i / rest;
+    x[row * plan.x_stride + plan.slice_inputs + i - row * rest] = FromFloat<T>(0.0f);
+  }
+  if (order == nullptr && stream_matmul::IsNormRow<kRowPieces>(all, plan)) {
+    stream_matmul::NormRow<kRowPieces>(all, x, scratch, before, meanwhile);
+    return;
+  }
+  before();
+  WaitForPrevious();
+  if (order == nullptr && all.residual == nullptr) {
+    stream_matmul::LoadActivations(all, plan, begin, x, meanwhile);
+    return;
+  }
+  meanwhile();
+  // A team takes some of the rows; a single row both work out, and write the same: the barriers of
+  // its norm are the block's.
   StreamMatmulArguments a = all;
-  // A single row's norm both teams work out, and write the same: its barriers are of the block.
   if (blockDim.y > 1 && (a.rows > 1 || a.residual == nullptr)) {
     const int low = (a.rows + 1) / 2;
     const int first = threadIdx.y == 0 ? 0 : low;
     a.rows = threadIdx.y == 0 ? low : a.rows - low;
     a.x = a.x == nullptr ? nullptr : static_cast<const T*>(a.x) + int64_t{first} * a.inputs;
     a.residual = a.residual == nullptr ? nullptr : a.residual + int64_t{first} * a.inputs;
-    x += first * full_plan.x_stride;
+    x += first * plan.x_stride;
   }
-  stream_matmul::Plan plan = full_plan;
-  plan.slice_inputs =
-      RoundUp(min(full_plan.slice_inputs, a.inputs - begin), stream_matmul::kMaxStepInputs);
-  const int rest = RoundUp(plan.slice_inputs, kMaxStepInputs) - plan.slice_inputs;
-  for (int i = threadIdx.x; i < a.rows * rest; i += kThreads) {
-    const int row = i / rest;
-    x[row * plan.x_stride + plan.slice_inputs + i - row * rest] = FromFloat<T>(0.0f);
+  scratch += threadIdx.y * team_floats;
+  if (order == nullptr) {
+    stream_matmul::NormActivations(a, plan, begin, x, scratch);
+    return;
   }
-  if (order != nullptr) {
-    ReadOrdered(a, plan, order, begin, x, scratch);
-  } else {
-    stream_matmul::ReadActivations(a, plan, begin, x, scratch);
+  if (a.residual != nullptr) {
+    stream_matmul::ComputeScales(a, scratch);
   }
+  LoadOrdered(a, plan, order, begin, x, scratch);
 }
 
 // sums[chunk, row] = the sum of x over a chunk's inputs, in the unit of Nibbles' products: what a
@@ -109,6 +124,34 @@ __device__ void SumChunks(const Plan& plan, int rows, int inputs, const T* x, fl
       }
     }
   }
+}
+
+// Activations in shared memory, as a lane reads them.
+struct Activations {
+  uint32_t row = 0;             // where its row of matrices begins
+  const float* sums = nullptr;  // of a chunk's inputs, from the first of its two rows on
+  float unit = 1;               // of digits
+};
+
+// ReadRows and SumChunks, to shared memory at `to`. Synchronises.
+template <typename T, int kChunk, typename Before, typename Meanwhile>
+__device__ Activations RowsToShared(const StreamMatmulArguments& a, const Plan& plan,
+                                    const int32_t* order, int begin, char* to, float* scratch,
+                                    int team_floats, const Before& before,
+                                    const Meanwhile& meanwhile) {
+  const int lane = threadIdx.x % 32;
+  const int stride = plan.shape.x_stride;
+  const int inputs = min(plan.shape.slice_inputs, a.inputs - begin);
+  T* x = reinterpret_cast<T*>(to);
+  float* sums = reinterpret_cast<float*>(x + a.rows * stride);
+  ReadRows(a, plan.shape, order, begin, x, scratch, team_floats, before, meanwhile);
+  __syncthreads();
+  SumChunks<T, kChunk>(plan, a.rows, stream_matmul::RoundUp(inputs, kMaxStepInputs), x, sums);
+  __syncthreads();
+  // Rows past the last read that one: what comes of them is not looked at.
+  return {
+      .row = stream_matmul::SharedAddress(x + min(lane % 8, a.rows - 1) * stride + lane / 8 * 8),
+      .sums = sums + min(lane % 4, (a.rows - 1) / 2) * 2};
 }
 
 }  // namespace ferrite::stream_int4

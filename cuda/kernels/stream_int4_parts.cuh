@@ -185,22 +185,20 @@ class WeightStream {
 
   // Of outputs lane / 4 and lane / 4 + 8 of a stage's chunks, as they are.
   template <int kChunks>
-  struct Scales {
-    uint32_t scales[kChunks];  // two fp16 each
-    uint8_t zeros[kChunks][2];
-  };
-  template <int kChunks>
-  __device__ __forceinline__ void LoadScales(int stage, Scales<kChunks>* to) const {
+  __device__ __forceinline__ void LoadScales(int stage, uint32_t (&scales)[kChunks]) const {
     constexpr int kAtOnce = kChunks < 4 ? kChunks : 4;
 #pragma unroll
     for (int i = 0; i < kChunks; i += kAtOnce) {
-      LoadTransposed<kAtOnce>(scale_lane_ + stage * stage_scales_ + i * 32, to->scales + i);
+      LoadTransposed<kAtOnce>(scale_lane_ + stage * stage_scales_ + i * 32, scales + i);
     }
-    const char* zeros = zero_lane_ + stage * stage_scales_;
+  }
+  template <int kChunks>
+  __device__ __forceinline__ void LoadZeros(int stage, uint8_t (&zeros)[kChunks][2]) const {
+    const char* from = zero_lane_ + stage * stage_scales_;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      to->zeros[i][0] = static_cast<uint8_t>(zeros[i * kInt4TileOutputs]);
-      to->zeros[i][1] = static_cast<uint8_t>(zeros[i * kInt4TileOutputs + 8]);
+      zeros[i][0] = static_cast<uint8_t>(from[i * kInt4TileOutputs]);
+      zeros[i][1] = static_cast<uint8_t>(from[i * kInt4TileOutputs + 8]);
     }
   }
 
@@ -250,7 +248,8 @@ __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int 
   constexpr int kMatrices = kChunk / kMatrixInputs;
   uint4 words[kTiles][kPieces];
   uint4 x[kChunks * kMatrices];
-  typename WeightStream<kTiles>::template Scales<kTiles * kChunks> scales;
+  uint32_t scales[kTiles * kChunks];  // two fp16 each
+  uint8_t zeros[kTiles * kChunks][2];
 #pragma unroll
   for (int piece = 0; piece < kPieces; ++piece) {
 #pragma unroll
@@ -262,7 +261,8 @@ __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int 
       x[i] = LoadMatrices(x_at + i * kMatrixInputs * static_cast<int>(sizeof(T)));
     }
   }
-  weights.LoadScales(stage, &scales);
+  weights.LoadScales(stage, scales);
+  weights.LoadZeros(stage, zeros);
   __syncwarp();  // all lanes have read the scales
   weights.Start(stage);
 
@@ -291,10 +291,10 @@ __device__ __forceinline__ void MultiplyStep(WeightStream<kTiles>& weights, int 
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int i = tile * kChunks + chunk;
-      const __half2 both = *reinterpret_cast<const __half2*>(&scales.scales[i]);
-      const float zero = ShiftedFloat(scales.zeros[i][0]) - kShift;
-      const float high_zero = __fmaf_rn(ShiftedFloat(scales.zeros[i][1]), Values::kHighFactor,
-                                        -kShift * Values::kHighFactor);
+      const __half2 both = *reinterpret_cast<const __half2*>(&scales[i]);
+      const float zero = ShiftedFloat(zeros[i][0]) - kShift;
+      const float high_zero =
+          __fmaf_rn(ShiftedFloat(zeros[i][1]), Values::kHighFactor, -kShift * Values::kHighFactor);
       const float scale = __low2float(both);
       const float high_scale = __high2float(both);
       const float(&product)[4] = products[chunk][tile];

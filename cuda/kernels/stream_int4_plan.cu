@@ -24,6 +24,17 @@ bool IsValid(const StreamMatmulArguments& a, const Int4Weight& weight) {
          weight.group_size % kMatrixInputs == 0 && weight.inputs % weight.group_size == 0;
 }
 
+// Whether x may go as bytes, in slices of so many inputs.
+bool CanTakeDigits(const StreamMatmulArguments& a, const Int4Weight& weight, const Plan& plan) {
+  const int threads = plan.teams * stream_matmul::kThreads;
+  const bool fits =
+      a.residual == nullptr
+          ? plan.shape.slice_inputs <= 16 * kDigitTimes * threads
+          : plan.shape.slices == 1 && plan.shape.slice_inputs <= 16 * kNormDigitTimes * threads;
+  return a.rows == 1 && weight.zeros == nullptr && weight.order == nullptr &&
+         plan.chunk == kLargeChunk && fits;
+}
+
 // As for stream_matmul: fewest slices for which x fits beside a ring of the least depth, then the
 // deeper ring.
 cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
@@ -51,18 +62,18 @@ cudaError_t MakePlan(const StreamMatmulArguments& a, const Int4Weight& weight,
     plan->slice_inputs = RoundUp((a.inputs + slices - 1) / slices, kMaxStepInputs);
     plan->slices = (a.inputs + plan->slice_inputs - 1) / plan->slice_inputs;
     plan->x_stride = plan->slice_inputs + 8;  // so that eight rows' matrices meet all banks once
-    const size_t fixed =
-        full_plan->teams * team_sums_bytes + size_t{2} * a.rows * plan->x_stride +
-        sizeof(float) * full_plan->sums_stride * (plan->slice_inputs / full_plan->chunk);
+    full_plan->digits = CanTakeDigits(a, weight, *full_plan);
+    const size_t x_bytes = full_plan->digits ? size_t{kDigits} * DigitStride(plan->slice_inputs)
+                                             : size_t{2} * a.rows * plan->x_stride +
+                                                   sizeof(float) * full_plan->sums_stride *
+                                                       (plan->slice_inputs / full_plan->chunk);
+    const size_t fixed = full_plan->teams * team_sums_bytes + x_bytes;
     const int groups = limits.multiprocessors / plan->slices;
     // Not if many multiprocessors were left over for want of a whole group.
     if (fixed + kMinRing * stage_bytes <= plan->shared_bytes &&
         groups * plan->slices * 16 >= limits.multiprocessors * 15) {
       const size_t fit = (plan->shared_bytes - fixed) / stage_bytes;
-      plan->stages = full_plan->chunk == kLargeChunk
-                         ? static_cast<int>(std::min<size_t>(fit, kMaxRing))
-                     : fit >= kRingOfSmallChunks ? kRingOfSmallChunks
-                                                 : kMinRing;
+      plan->stages = fit >= kRing ? kRing : kMinRing;
       full_plan->block_groups = std::min(groups, plan->units);
       plan->blocks = full_plan->block_groups * plan->slices;
       return cudaSuccess;

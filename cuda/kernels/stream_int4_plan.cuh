@@ -18,10 +18,12 @@ using stream_matmul::kWarps;
 // there are enough warps to hide what each waits for, and all share x. One team where shared memory
 // is too small for two rings.
 inline constexpr int kMaxTeams = 2;
-inline constexpr int kMaxRing = 5;  // stages a team has at most, and at least
+// Stages a team has, and where shared memory is small. More of them hold more than the memory needs
+// to be busy, and what other blocks wait for queues behind it; so do activations behind what is
+// started before them, which is why that is one stage.
+inline constexpr int kRing = 3;
 inline constexpr int kMinRing = 2;
-// Small groups do with two depths, which is fewer kernels to compile: this and the least.
-inline constexpr int kRingOfSmallChunks = 4;
+inline constexpr int kEarlyStages = 1;
 inline constexpr int kLargeChunk = 128;
 inline constexpr int kSumBuffers = 2;  // a team has, for sums of its warps
 
@@ -39,6 +41,13 @@ __host__ __device__ constexpr int ScaleBytes(int chunk) {
   return StageChunks(chunk) * kInt4TileOutputs * 3;
 }
 
+// Of sixteen inputs, how many a thread takes at most where x goes as bytes.
+inline constexpr int kDigitTimes = 2;
+inline constexpr int kNormDigitTimes = 1;  // with a norm
+inline constexpr int kDigits = 3;          // bytes of an input
+// Bytes between digits in shared memory: so that eight lanes' matrices meet all banks once.
+__host__ __device__ constexpr int DigitStride(int slice_inputs) { return slice_inputs + 16; }
+
 struct Plan {
   stream_matmul::Plan shape;  // slice_inputs is a multiple of kMaxStepInputs of this kernel
   int32_t teams = 0;
@@ -47,6 +56,7 @@ struct Plan {
   int32_t chunk = 0;
   int32_t groups = 0;         // of the weight's scales
   uint32_t group_factor = 0;  // input k is of group k * group_factor / 2^32
+  bool digits = false;        // whether x goes as bytes (stream_int4_bytes.cuh)
   int32_t sums_stride = 0;    // floats between chunks in the table of x's sums, even
 };
 

@@ -17,7 +17,8 @@ __device__ __forceinline__ int RowOf(int i) {
   return static_cast<int>(threadIdx.x % 4) * 2 + i % 2;
 }
 
-// What a unit's sums are added to: bias, and for kAdd what is there already.
+// What a unit's sums are added to: bias, and for kAdd what is there already. To be read long before
+// the sums are there.
 template <int kTiles>
 __device__ void ReadStart(const StreamMatmulArguments& a, int unit, float (&start)[kTiles][4]) {
   const int width = a.outputs / kTiles;
@@ -71,14 +72,18 @@ __device__ float4* Partials(const StreamMatmulArguments& a, const stream_matmul:
 }
 
 // One warp adds up what all of the block's have of a unit, once they have put it, and writes its
-// outputs or partials.
+// outputs or partials. `start` is ReadStart's where there is one slice, else zeros.
 template <typename T, int kTiles>
 __device__ void FinishUnit(const StreamMatmulArguments& a, const stream_matmul::Plan& plan,
                            int unit, int slice, const float4* sums_of_warps, uint64_t* filled,
-                           int parity) {
-  float sums[kTiles][4] = {};
-  if (plan.slices == 1) {
-    ReadStart<kTiles>(a, unit, sums);
+                           int parity, const float (&start)[kTiles][4]) {
+  float sums[kTiles][4];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums[tile][i] = start[tile][i];
+    }
   }
   WaitBarrier(filled, parity);
 #pragma unroll

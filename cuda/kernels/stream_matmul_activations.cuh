@@ -7,17 +7,25 @@
 
 namespace ferrite::stream_matmul {
 
-// This block's slice of x in shared memory as [rows, plan.x_stride], zeros past the inputs.
-template <typename T>
-__device__ void LoadActivations(const StreamMatmulArguments& a, const Plan& plan, int begin, T* x) {
+// A block's threads are [teams][kThreads].
+__device__ __forceinline__ int BlockThread() {
+  return static_cast<int>(threadIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+}
+__device__ __forceinline__ int BlockThreads() { return static_cast<int>(blockDim.y) * kThreads; }
+
+// This block's slice of x in shared memory as [rows, plan.x_stride], zeros past the inputs. Calls
+// `meanwhile` once the first loads are under way.
+template <typename T, typename Meanwhile>
+__device__ void LoadActivations(const StreamMatmulArguments& a, const Plan& plan, int begin, T* x,
+                                const Meanwhile& meanwhile) {
   constexpr int kBatch = 4;
   const int row_pieces = plan.slice_inputs / 8;
   const int pieces = a.rows * row_pieces;
-  for (int first = threadIdx.x; first < pieces; first += kThreads * kBatch) {
+  for (int first = 0; first < pieces; first += BlockThreads() * kBatch) {
     uint4 bits[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int piece = first + i * kThreads;
+      const int piece = first + BlockThread() + i * BlockThreads();
       const int row = piece / row_pieces;
       const int k = begin + (piece - row * row_pieces) * 8;
       bits[i] = make_uint4(0, 0, 0, 0);
@@ -27,9 +35,12 @@ __device__ void LoadActivations(const StreamMatmulArguments& a, const Plan& plan
                                                         int64_t{row} * a.inputs + k));
       }
     }
+    if (first == 0) {
+      meanwhile();
+    }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int piece = first + i * kThreads;
+      const int piece = first + BlockThread() + i * BlockThreads();
       const int row = piece / row_pieces;
       if (piece < pieces) {
         *reinterpret_cast<uint4*>(x + row * plan.x_stride + (piece - row * row_pieces) * 8) =
@@ -102,48 +113,50 @@ inline __device__ void ComputeScales(const StreamMatmulArguments& a, float* scra
   __syncthreads();
 }
 
-// NormActivations for one row of at most kRowPieces * 8 * kThreads inputs, in one pass. Waits for
-// the kernel ahead itself, with the norm's weights on their way.
-inline constexpr int kRowPieces = 4;
-
-template <typename T>
-__device__ void NormRow(const StreamMatmulArguments& a, T* x, float* scratch) {
+// NormActivations for one row of at most kPieces * 8 * BlockThreads() inputs, in one pass. Waits
+// for the kernel ahead itself, with the norm's weights on their way; calls `before` ahead of that,
+// and `meanwhile` once the row is under way. `scratch` is the block's.
+template <int kPieces, typename T, typename Before, typename Meanwhile>
+__device__ void NormRow(const StreamMatmulArguments& a, T* x, float* scratch, const Before& before,
+                        const Meanwhile& meanwhile) {
   const auto* residual = reinterpret_cast<const float4*>(a.residual);
   const auto* norm = reinterpret_cast<const float4*>(a.norm_weight);
   const float4 zero = make_float4(0, 0, 0, 0);
-  float4 weights[kRowPieces][2];
-  float4 values[kRowPieces][2];
+  float4 weights[kPieces][2];
+  float4 values[kPieces][2];
 #pragma unroll
-  for (int i = 0; i < kRowPieces; ++i) {
-    const int piece = threadIdx.x + i * kThreads;
+  for (int i = 0; i < kPieces; ++i) {
+    const int piece = BlockThread() + i * BlockThreads();
     weights[i][0] = piece * 8 < a.inputs ? __ldg(norm + 2 * piece) : zero;
     weights[i][1] = piece * 8 < a.inputs ? __ldg(norm + 2 * piece + 1) : zero;
   }
+  before();
   WaitForPrevious();
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < kRowPieces; ++i) {
-    const int piece = threadIdx.x + i * kThreads;
+  for (int i = 0; i < kPieces; ++i) {
+    const int piece = BlockThread() + i * BlockThreads();
     values[i][0] = piece * 8 < a.inputs ? __ldcg(residual + 2 * piece) : zero;
     values[i][1] = piece * 8 < a.inputs ? __ldcg(residual + 2 * piece + 1) : zero;
   }
+  meanwhile();
 #pragma unroll
-  for (int i = 0; i < kRowPieces; ++i) {
+  for (int i = 0; i < kPieces; ++i) {
     sum += SquareSum(values[i][0]) + SquareSum(values[i][1]);
   }
   sum = WarpSum(sum);
   if (threadIdx.x % 32 == 0) {
-    scratch[threadIdx.x / 32] = sum;
+    scratch[BlockThread() / 32] = sum;
   }
   __syncthreads();
   sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) {
+  for (int warp = 0; warp < BlockThreads() / 32; ++warp) {
     sum += scratch[warp];
   }
   const float scale = rsqrtf(sum / static_cast<float>(a.inputs) + a.epsilon);
 #pragma unroll
-  for (int i = 0; i < kRowPieces; ++i) {
-    const int piece = threadIdx.x + i * kThreads;
+  for (int i = 0; i < kPieces; ++i) {
+    const int piece = BlockThread() + i * BlockThreads();
     float normed[8];
     ScaleBy(values[i][0], scale, weights[i][0], normed);
     ScaleBy(values[i][1], scale, weights[i][1], normed + 4);
@@ -178,21 +191,31 @@ __device__ void NormActivations(const StreamMatmulArguments& a, const Plan& plan
   }
 }
 
+// Whether NormRow can take the block's activations.
+template <int kPieces>
+__device__ __forceinline__ bool IsNormRow(const StreamMatmulArguments& a, const Plan& plan) {
+  return a.residual != nullptr && a.rows == 1 && plan.slices == 1 &&
+         a.inputs <= kPieces * 8 * BlockThreads();
+}
+
 // Waits for the kernel ahead and puts this block's slice of the activations into x; `scratch` as in
-// ComputeScales. The caller synchronises.
-template <typename T>
+// ComputeScales. Calls `before` ahead of the wait, and `meanwhile` behind it, as soon as the
+// activations are under way if it can. The caller synchronises.
+template <typename T, typename Before, typename Meanwhile>
 __device__ void ReadActivations(const StreamMatmulArguments& a, const Plan& plan, int begin, T* x,
-                                float* scratch) {
-  if (a.residual != nullptr && a.rows == 1 && plan.slices == 1 &&
-      a.inputs <= kRowPieces * 8 * kThreads) {
-    NormRow(a, x, scratch);
+                                float* scratch, const Before& before, const Meanwhile& meanwhile) {
+  constexpr int kRowPieces = 4;
+  if (IsNormRow<kRowPieces>(a, plan)) {
+    NormRow<kRowPieces>(a, x, scratch, before, meanwhile);
     return;
   }
+  before();
   WaitForPrevious();
   if (a.residual != nullptr) {
+    meanwhile();
     NormActivations(a, plan, begin, x, scratch);
   } else {
-    LoadActivations(a, plan, begin, x);
+    LoadActivations(a, plan, begin, x, meanwhile);
   }
 }
 

@@ -1,9 +1,12 @@
 #include "cuda/kernels/stream_int4.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
+#include <vector>
 
 #include "cuda/kernels/stream_int4_limits.h"
 #include "gmock/gmock.h"
@@ -282,7 +285,10 @@ constexpr Case kCases[] = {{"OneTile", 64, 64, 64, false, false},
                            {"Group128Ordered", 4096, 192, 128, false, true},
                            {"Group32Wide", 4096, 576, 32, true, false},
                            {"WholeOf4096", 4096, 192, 4096, true, false},
+                           {"WholeOf1024", 1024, 192, 1024, false, false},
                            {"Sliced128", 14336, 64, 128, true, false},
+                           {"Symmetric128", 14336, 192, 128, false, false},
+                           {"PastTheDigits", 16512, 64, 128, false, false},
                            {"SlicedOrdered", 14336, 192, 128, true, true},
                            {"Sliced64", 14336, 4160, 64, false, false},
                            {"SlicedOddly", 14400, 64, 32, true, false},
@@ -313,8 +319,10 @@ using StreamInt4ChainTest = test::GpuTest;
 // sm_86, sm_89 and sm_120 have 99 KB a block, sm_80 163 KB.
 TEST_F(StreamInt4ChainTest, WorksInLessSharedMemory) {
   for (const int kilobytes : {99, 163}) {
-    for (const Case& c : {Case{"", 4096, 192, 128, true, false}, Case{"", 576, 192, 32, true, true},
-                          Case{"", 14336, 64, 64, false, false}}) {
+    for (const Case& c :
+         {Case{"", 4096, 192, 128, true, false}, Case{"", 576, 192, 32, true, true},
+          Case{"", 4096, 192, 128, false, false}, Case{"", 14336, 64, 128, false, false},
+          Case{"", 14336, 64, 64, false, false}}) {
       Problem problem(GpuType::kFp16, c, kilobytes << 10);
       for (const int32_t rows : {1, 2, 5, 8}) {
         for (const bool norm : {false, true}) {
@@ -327,9 +335,46 @@ TEST_F(StreamInt4ChainTest, WorksInLessSharedMemory) {
 }
 
 TEST_F(StreamInt4ChainTest, ManyUnitsABlock) {
-  Problem problem(GpuType::kFp16, {"", 4096, 28672, 128, true, false});
-  problem.Check(Epilogue::kSiluMul, true, 1, false);
-  problem.Check(Epilogue::kStore, false, 8, false);
+  for (const bool zeros : {false, true}) {
+    Problem problem(GpuType::kFp16, {"", 4096, 28672, 128, zeros, false});
+    problem.Check(Epilogue::kSiluMul, true, 1, false);
+    problem.Check(Epilogue::kStore, false, 8, false);
+  }
+}
+
+// A single row goes as integers over its largest value.
+TEST_F(StreamInt4ChainTest, ALargeInputLeavesTheOthersTheirPrecision) {
+  constexpr int32_t kInputs = 4096;
+  constexpr int32_t kOutputs = 192;
+  constexpr int32_t kLarge = 1234;
+  const Weight weight({"", kInputs, kOutputs, 128, false, false});
+  const auto multiply = [&](const std::vector<float>& x) {
+    const Device<uint16_t> device_x(test::Narrow(GpuType::kFp16, x));
+    const Device<float> y(std::vector<float>(kOutputs, 0.0f));
+    test::CheckCuda(
+        StreamInt4({.rows = 1, .x = device_x.get(), .epilogue = Epilogue::kFp32, .y = y.get()},
+                   weight.Get(), nullptr));
+    return y.Read();
+  };
+  std::vector<float> x =
+      test::Widen(GpuType::kFp16, test::Narrow(GpuType::kFp16, test::RandomNormal(kInputs, 1)));
+  x[kLarge] = 1000;
+  const std::vector<float> actual = multiply(x);
+  double error = 0, others = 0;
+  for (int32_t n = 0; n < kOutputs; ++n) {
+    const auto w = [&](int32_t k) { return double{weight.values()[size_t(n) * kInputs + k]}; };
+    double sum = 0;
+    for (int32_t k = 0; k < kInputs; ++k) {
+      sum += k == kLarge ? 0 : w(k) * x[k];
+    }
+    others += sum * sum;
+    error += std::pow(actual[n] - sum - w(kLarge) * x[kLarge], 2);
+  }
+  EXPECT_LE(std::sqrt(error / others), 2e-4);
+
+  x[kLarge] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(multiply(x), testing::Each(testing::IsNan()));
+  EXPECT_THAT(multiply(std::vector<float>(kInputs, 0.0f)), testing::Each(0.0f));
 }
 
 // Each product reads what the one before wrote, the scratch is shared and starts overlap: a wait
