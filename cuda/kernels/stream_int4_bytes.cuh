@@ -17,7 +17,7 @@ inline constexpr float kIntegerShift = 12582912.0f;
 inline constexpr uint32_t kIntegerBits = 0x4B400000;
 inline constexpr float kDigitsMost = 4190000.0f;
 
-// What x is over its digits: 16 is what the weights have too much (Signed below).
+// What x is over its digits: 16 is what the weights have too much (SignedLow).
 __device__ __forceinline__ float DigitUnit(float most) { return most * (1.0f / kDigitsMost / 16); }
 
 // The weights q - 8 of a word of a tile times 16: those of the tile's first eight outputs, and of
@@ -99,12 +99,12 @@ __device__ __forceinline__ void ReduceBlock(uint32_t* most, float* sum, float* s
 }
 
 __device__ __forceinline__ float DigitFactor(float most) {
-  return most > 0 ? kDigitsMost / most : 0.0f;
+  return most > 1e-30f ? kDigitsMost / most : 0.0f;  // never infinite
 }
 
 // Waits for the kernel ahead and puts the digits of this block's slice of x into shared memory as
 // [kDigits, DigitStride], zeros past the inputs; `before` and `meanwhile` as of
-// stream_matmul::ReadActivations. A thread takes sixteen inputs at a time, kTimes times at most.
+// ReadRows. A thread takes sixteen inputs at a time, kTimes times at most.
 // Returns the unit. The caller synchronises.
 template <int kTimes, typename T, typename Before, typename Meanwhile>
 __device__ float ReadDigits(const StreamMatmulArguments& a, int begin, int slice_inputs, char* x,

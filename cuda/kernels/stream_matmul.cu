@@ -193,9 +193,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     InitBarrier(&filled[threadIdx.x], kThreads);
     InitBarrier(&emptied[threadIdx.x], 32);
   }
-  const auto nothing = [] {};
-  ReadActivations(a, plan, slice * plan.slice_inputs, x, reinterpret_cast<float*>(sums_of_warps),
-                  nothing, nothing);
+  ReadActivations(a, plan, slice * plan.slice_inputs, x, reinterpret_cast<float*>(sums_of_warps));
   __syncthreads();
 
   // Rows past the last read that one: what comes of them is not looked at.

@@ -199,23 +199,21 @@ __device__ __forceinline__ bool IsNormRow(const StreamMatmulArguments& a, const 
 }
 
 // Waits for the kernel ahead and puts this block's slice of the activations into x; `scratch` as in
-// ComputeScales. Calls `before` ahead of the wait, and `meanwhile` behind it, as soon as the
-// activations are under way if it can. The caller synchronises.
-template <typename T, typename Before, typename Meanwhile>
+// ComputeScales. The caller synchronises.
+template <typename T>
 __device__ void ReadActivations(const StreamMatmulArguments& a, const Plan& plan, int begin, T* x,
-                                float* scratch, const Before& before, const Meanwhile& meanwhile) {
+                                float* scratch) {
   constexpr int kRowPieces = 4;
+  const auto nothing = [] {};
   if (IsNormRow<kRowPieces>(a, plan)) {
-    NormRow<kRowPieces>(a, x, scratch, before, meanwhile);
+    NormRow<kRowPieces>(a, x, scratch, nothing, nothing);
     return;
   }
-  before();
   WaitForPrevious();
   if (a.residual != nullptr) {
-    meanwhile();
     NormActivations(a, plan, begin, x, scratch);
   } else {
-    LoadActivations(a, plan, begin, x, meanwhile);
+    LoadActivations(a, plan, begin, x, nothing);
   }
 }
 
