@@ -28,9 +28,9 @@ __device__ void LoadOrdered(const StreamMatmulArguments& a, const stream_matmul:
   }
 }
 
-// Waits for the kernel ahead and puts this block's slice of x into shared memory, with zeros up to a
-// whole step. Calls `before` ahead of the wait, and `meanwhile` behind it, once x is under way where
-// it can be. `scratch` is the block's, `team_floats` of it for each team.
+// Waits for the kernel ahead and puts this block's slice of x into shared memory, with zeros up to
+// a whole step. Calls `before` ahead of the wait, and `meanwhile` behind it, once x is under way
+// where it can be. `scratch` is the block's, `team_floats` of it for each team.
 template <typename T, typename Before, typename Meanwhile>
 __device__ void ReadRows(const StreamMatmulArguments& all, const stream_matmul::Plan& full_plan,
                          const int32_t* order, int begin, T* x, float* scratch, int team_floats,
