@@ -3,10 +3,11 @@
 # the kernel tests under compute-sanitizer, and the tests that were built for older chips as PTX, and
 # prints a table last. Exits with 1 if anything failed.
 #   scripts/gpu_check.sh [--bundle FOLDER] [--only plain,memcheck,racecheck,initcheck,ptx80]
-#                        [--filter GTEST_FILTER] [--jobs N] [--shards N] [--limit SECONDS]
-#                        [--logs FOLDER]
+#                        [--programs REGEX] [--filter GTEST_FILTER] [--jobs N] [--shards N]
+#                        [--limit SECONDS] [--logs FOLDER]
 # --bundle: where the programs are, if not in the folder above this script; fixtures and models are
 #   taken from the folder above this script either way.
+# --programs: only those whose names match.
 # --filter: which tests compute-sanitizer runs; plain runs are whole.
 # --shards: into how many processes a program is split under compute-sanitizer.
 # --limit: how long one process may take.
@@ -16,6 +17,7 @@ cd "$(dirname "$0")/.." || exit 2
 bundle=.
 only=plain,memcheck,racecheck,initcheck,ptx80
 filter='*'
+matching=.
 jobs=$(nproc)
 shards=4
 limit=150
@@ -24,12 +26,13 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --bundle) bundle=$2 ;;
     --only) only=$2 ;;
+    --programs) matching=$2 ;;
     --filter) filter=$2 ;;
     --jobs) jobs=$2 ;;
     --shards) shards=$2 ;;
     --limit) limit=$2 ;;
     --logs) logs=$2; mkdir -p "$logs" ;;
-    *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift $(($# < 2 ? $# : 2))
 done
@@ -56,11 +59,17 @@ export -f run_one
 export bundle logs limit filter
 
 wanted() { [[ ",$only," == *",$1,"* ]]; }
-programs() { (cd "$bundle/bin" && find "$1" -maxdepth 1 -type f -executable 2>/dev/null | sort); }
+programs() {
+  (cd "$bundle/bin" && find "$1" -maxdepth 1 -type f -executable 2>/dev/null | grep -E "$matching" |
+    sort)
+}
 in_parallel() { xargs -r -P "$jobs" -L 1 bash -c 'run_one "$@"' run_one; }
 
-if wanted plain; then # one after another: some look at how much memory is free
-  for program in $(programs tests) $(programs kernels); do
+# Those that look at how much memory is free cannot have others beside them.
+alone='gpu_(storage|steady_state|faults)_test'
+if wanted plain; then
+  { programs tests; programs kernels; } | grep -vE "$alone" | sed 's/.*/plain & 0 1/' | in_parallel
+  for program in $(programs tests | grep -E "$alone"); do
     run_one plain "$program" 0 1
   done
 fi
