@@ -1,9 +1,6 @@
 #include "cuda/products.h"
 
 #include <algorithm>
-#include <array>
-#include <initializer_list>
-#include <set>
 #include <utility>
 #include <variant>
 
@@ -14,6 +11,8 @@
 #include "cuda/kernels/gptq.h"
 #include "cuda/kernels/int4_matmul.h"
 #include "cuda/kernels/stream_int4.h"
+#include "cuda/product_scratch.h"
+#include "cuda/product_ways.h"
 #include "engine/status_macros.h"
 
 namespace ferrite {
@@ -21,155 +20,7 @@ namespace {
 
 using Epilogue = Product::Epilogue;
 
-// Up to how many rows each way is taken, by what an H200 measured (docs/performance.md); where
-// dequantising overtakes Int4Matmul was not measured yet.
-// Weights in 16 bits are streamed, beyond that they go to cuBLAS.
-constexpr int32_t kMaxStreamedRows = 8;
-static_assert(kMaxStreamedRows <= kMaxStreamRows);
-// Weights in 4 bits are streamed, then multiplied by Int4Matmul, beyond that dequantised.
-constexpr int32_t kMaxStreamedInt4Rows = 8;
-static_assert(kMaxStreamedInt4Rows <= kMaxStreamInt4Rows);
-constexpr int32_t kMaxMarlinRows = 256;
-// Every block of a streamed product works the norm out for itself, beyond that one kernel for all.
-constexpr int32_t kMaxFusedNormRows = 1;
-
-// As much of a weight as is dequantised at a time: what stays in the chip's cache until it is read.
-constexpr int64_t kMaxDequantizedBytes = int64_t{32} << 20;
-constexpr int64_t kDequantizedUnit = 64;  // outputs
-
-// The next of Products::RowSizes, without their bound. What cuBLAS takes on an H200 for other
-// multiples of 32 beyond 384 is as much as for the next of 128, or more.
-int32_t RoundedRows(int32_t rows) {
-  const int32_t unit = rows <= 64 ? 8 : rows <= 256 ? 16 : rows <= 384 ? 32 : 128;
-  return (rows + unit - 1) / unit * unit;
-}
-
 bool IsFp32(Epilogue epilogue) { return epilogue == Epilogue::kFp32 || epilogue == Epilogue::kAdd; }
-
-// The streaming kernels know no stride of y.
-bool Streams(int32_t rows, bool is_contiguous, const GpuWeight& weight) {
-  // They load eight inputs at a time.
-  return is_contiguous && rows <= kMaxStreamedRows && weight.inputs() % 8 == 0;
-}
-
-bool Streams(int32_t rows, bool is_contiguous, const MarlinWeight&) {
-  return is_contiguous && rows <= kMaxStreamedInt4Rows;
-}
-
-bool Streams(int32_t, bool, const GpuQuantWeight&) { return false; }
-
-bool StreamsWhole(int32_t rows, const Linear& linear) {
-  const bool is_contiguous = rows == 1 || linear.parts().size() == 1;
-  return std::ranges::all_of(linear.parts(), [&](const LinearPart& part) {
-    return std::visit([&](const auto& weight) { return Streams(rows, is_contiguous, weight); },
-                      part.weight);
-  });
-}
-
-// How many outputs are dequantised at a time: about as many each time.
-int64_t DequantizedOutputs(int64_t inputs, int64_t outputs) {
-  const int64_t row_bytes = inputs * int64_t{kGpuTypeSize};
-  const int64_t most = std::max<int64_t>(
-      kDequantizedUnit, kMaxDequantizedBytes / row_bytes / kDequantizedUnit * kDequantizedUnit);
-  const int64_t times = (outputs + most - 1) / most;
-  const int64_t units = (outputs + times * kDequantizedUnit - 1) / (times * kDequantizedUnit);
-  return std::min(outputs, units * kDequantizedUnit);
-}
-
-// The largest of everything that any product needs.
-class ScratchSizer {
- public:
-  ScratchSizer(GpuType type, int32_t max_rows) : type_(type), max_rows_(max_rows) {}
-
-  absl::Status Add(const Linear& linear) {
-    for (const LinearPart& part : linear.parts()) {
-      RETURN_IF_ERROR(std::visit([&](const auto& weight) { return Add(weight); }, part.weight));
-    }
-    return absl::OkStatus();
-  }
-
-  const StreamMatmulScratch& streamed() const { return streamed_; }
-  int64_t dequantized() const { return dequantized_; }
-  bool any_marlin() const { return marlin_outputs_ > 0; }
-  int64_t marlin_inputs() const { return marlin_inputs_; }
-  int64_t marlin_outputs() const { return marlin_outputs_; }
-
- private:
-  absl::Status Add(const GpuWeight& weight) {
-    return AddStreamed(weight, 0, [&](const StreamMatmulArguments& arguments, auto* scratch) {
-      return SizeStreamMatmulScratch(arguments, scratch);
-    });
-  }
-
-  absl::Status Add(const GpuQuantWeight& weight) {
-    AddDequantized(weight.inputs(), weight.outputs());
-    return absl::OkStatus();
-  }
-
-  absl::Status Add(const MarlinWeight& weight) {
-    marlin_inputs_ = std::max(marlin_inputs_, weight.inputs());
-    marlin_outputs_ = std::max(marlin_outputs_, weight.outputs());
-    AddDequantized(weight.inputs(), weight.outputs());
-    return AddStreamed(weight, weight.shape().group_size,
-                       [&](const StreamMatmulArguments& arguments, auto* scratch) {
-                         return SizeStreamInt4Scratch(arguments, weight.view(), scratch);
-                       });
-  }
-
-  void AddDequantized(int64_t inputs, int64_t outputs) {
-    dequantized_ = std::max(dequantized_, inputs * DequantizedOutputs(inputs, outputs));
-  }
-
-  // Layers are mostly alike: each shape is asked about once.
-  template <typename Weight, typename Size>
-  absl::Status AddStreamed(const Weight& weight, int64_t group_size, const Size& size) {
-    if (!seen_.insert({weight.inputs(), weight.outputs(), group_size}).second) {
-      return absl::OkStatus();
-    }
-    for (int32_t rows = 1; rows <= max_rows_ && Streams(rows, true, weight); ++rows) {
-      for (const bool norm : {false, true}) {
-        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kSiluMul}) {
-          if (epilogue == Epilogue::kStore || weight.outputs() % (2 * kInt4TileOutputs) == 0) {
-            RETURN_IF_ERROR(AddProduct(weight, rows, norm, epilogue, size));
-          }
-        }
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  template <typename Weight, typename Size>
-  absl::Status AddProduct(const Weight& weight, int32_t rows, bool norm, Epilogue epilogue,
-                          const Size& size) {
-    // Which of the pointers is null counts, not where they point.
-    alignas(16) static constexpr float kSomewhere[4] = {};
-    StreamMatmulArguments arguments;
-    arguments.type = type_;
-    arguments.rows = rows;
-    arguments.inputs = static_cast<int32_t>(weight.inputs());
-    arguments.outputs = static_cast<int32_t>(weight.outputs());
-    arguments.weight = kSomewhere;
-    arguments.epilogue = epilogue;
-    if (norm) {
-      arguments.residual = kSomewhere;
-    } else {
-      arguments.x = kSomewhere;
-    }
-    StreamMatmulScratch scratch;
-    FERRITE_RETURN_IF_CUDA_ERROR(size(arguments, &scratch));
-    streamed_.partials = std::max(streamed_.partials, scratch.partials);
-    streamed_.counters = std::max(streamed_.counters, scratch.counters);
-    return absl::OkStatus();
-  }
-
-  const GpuType type_;
-  const int32_t max_rows_;
-  std::set<std::array<int64_t, 3>> seen_;
-  StreamMatmulScratch streamed_;
-  int64_t dequantized_ = 0;  // elements
-  int64_t marlin_inputs_ = 0;
-  int64_t marlin_outputs_ = 0;
-};
 
 }  // namespace
 
