@@ -80,6 +80,8 @@ class GpuForward {
              const TransformerGpuWeights& weights, const Stream& stream, Products products);
 
   int32_t max_tokens() const { return std::max(info_.max_step_tokens, info_.max_sequences); }
+  // How many tokens' projected heads there is room for in fp32.
+  int32_t raw_rows() const;
   // Of a deterministic pass.
   absl::Status PrepareProducts();
   absl::Status Allocate();
