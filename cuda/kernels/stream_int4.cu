@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   const int scale_bytes = kStages * kWarps * ScaleBytes(kChunk);
   char* scales = shared + teams * kStages * kStageBytes;
   auto* all_sums = reinterpret_cast<float4*>(scales + teams * scale_bytes);
-  auto* to = reinterpret_cast<char*>(all_sums + teams * kSumBuffers * kUnitSums);
+  auto* x_bytes = reinterpret_cast<char*>(all_sums + teams * kSumBuffers * kUnitSums);
   float4* sums_of_warps = all_sums + team * kSumBuffers * kUnitSums;
   uint64_t* filled = all_filled[team];
   uint64_t* emptied = all_emptied[team];
@@ -69,9 +69,9 @@ __global__ void __launch_bounds__(kMaxTeams* kThreads, 1)
   const Activations x = [&] {
     auto* scratch = reinterpret_cast<float*>(all_sums);
     if constexpr (kByDigits) {
-      return DigitsToShared<T>(a, plan, begin, to, scratch, before, meanwhile);
+      return DigitsToShared<T>(a, plan, begin, x_bytes, scratch, before, meanwhile);
     } else {
-      return RowsToShared<T, kChunk>(a, full_plan, weight.order, begin, to, scratch,
+      return RowsToShared<T, kChunk>(a, full_plan, weight.order, begin, x_bytes, scratch,
                                      kSumBuffers * kUnitSums * 4, before, meanwhile);
     }
   }();
