@@ -35,19 +35,6 @@ struct TestPart {
   std::vector<double> values;  // [outputs, kInputs]
 };
 
-TEST(ProductRowSizes, EveryNumberOfRowsHasOneNotFarAbove) {
-  EXPECT_THAT(Products::RowSizes(1), testing::ElementsAre(1));
-  EXPECT_THAT(Products::RowSizes(20), testing::ElementsAre(8, 16, 20));
-  const std::vector<int32_t> sizes = Products::RowSizes(2048);
-  EXPECT_LE(sizes.size(), 40);
-  EXPECT_EQ(sizes.back(), 2048);
-  EXPECT_TRUE(std::ranges::is_sorted(sizes));
-  for (int32_t rows = 1; rows <= 2048; ++rows) {
-    const int32_t size = *std::ranges::lower_bound(sizes, rows);
-    EXPECT_LT(size - rows, std::max(8, rows / 3)) << rows;
-  }
-}
-
 class ProductsTest : public test::GpuTest, public testing::WithParamInterface<GpuType> {
  protected:
   void SetUp() override {
