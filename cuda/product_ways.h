@@ -12,15 +12,14 @@
 
 namespace ferrite {
 
-// Up to how many rows each way is taken, by what an H200 measured (docs/performance.md); where
-// dequantising overtakes Int4Matmul was not measured yet.
+// Up to how many rows each way is taken, by what an H200 measured (docs/performance.md).
 // Weights in 16 bits are streamed, beyond that they go to cuBLAS.
 inline constexpr int32_t kMaxStreamedRows = 8;
 static_assert(kMaxStreamedRows <= kMaxStreamRows);
 // Weights in 4 bits are streamed, then multiplied by Int4Matmul, beyond that dequantised.
 inline constexpr int32_t kMaxStreamedInt4Rows = 8;
 static_assert(kMaxStreamedInt4Rows <= kMaxStreamInt4Rows);
-inline constexpr int32_t kMaxMarlinRows = 256;
+inline constexpr int32_t kMaxMarlinRows = 512;
 // Every block of a streamed product works the norm out for itself, beyond that one kernel for all.
 inline constexpr int32_t kMaxFusedNormRows = 1;
 

@@ -42,6 +42,7 @@ struct BackendInfo {
   // How many steps the worker keeps outstanding, 1 or 2. A backend whose Launch computes inline
   // says 1, so that its results are delivered before the next step is computed.
   int32_t pipeline_depth = 1;
+  int32_t mixed_step_tokens = 256;  // for SchedulerOptions that leave it to the backend
 };
 
 // Two-phase, so that the host plans step t+1 while the device runs step t.

@@ -8,10 +8,20 @@
 #include "engine/status_macros.h"
 
 namespace ferrite {
+namespace {
+
+SchedulerOptions AsBackendSuggests(SchedulerOptions options, const BackendInfo& backend) {
+  if (options.mixed_step_tokens == 0) {
+    options.mixed_step_tokens = backend.mixed_step_tokens;
+  }
+  return options;
+}
+
+}  // namespace
 
 Scheduler::Scheduler(const BackendInfo& backend, SchedulerOptions options, Observer* observer,
                      PrefixSummary* prefixes)
-    : options_(options),
+    : options_(AsBackendSuggests(options, backend)),
       hidden_size_(backend.hidden_size),
       observer_(observer),
       blocks_(backend.num_blocks, backend.block_size, prefixes),

@@ -20,11 +20,11 @@ namespace ferrite {
 struct SchedulerOptions {
   int32_t max_running = 64;       // sequences; at most the backend's max_sequences
   int32_t max_step_tokens = 512;  // at least max_running; at most the backend's
-  // Of a step that has chunks of prompts beside sequences that decode; at least 1.
-  int32_t mixed_step_tokens = 256;
+  // Of a step that has chunks of prompts beside sequences that decode; 0: as the backend suggests.
+  int32_t mixed_step_tokens = 0;
   double aging_seconds = 30;  // what a level of priority is worth in waiting; above 0
 
-  // The most tokens of a step in which so many sequences decode.
+  // The most tokens of a step in which so many sequences decode. mixed_step_tokens is not 0.
   int32_t StepTokens(int32_t decodes) const;
 };
 

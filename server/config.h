@@ -88,7 +88,7 @@ struct ServerConfig {
   struct Scheduler {
     int32_t max_running = 64;
     int32_t max_step_tokens = 512;
-    int32_t mixed_step_tokens = 256;
+    int32_t mixed_step_tokens = 0;
     int32_t max_context = 0;
     int32_t max_waiting = 256;
     int64_t max_waiting_tokens = 1'000'000;

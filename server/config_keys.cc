@@ -230,8 +230,8 @@ constexpr ConfigKey kKeys[] = {
      .field = FIELD(scheduler.mixed_step_tokens),
      .help = "Tokens in a step in which some sequences decode and others compute their prompts: "
              "how long prompts hold up the tokens of others. Three for each that decodes if that "
-             "is more; never above max_step_tokens.",
-     .min = 1,
+             "is more; never above max_step_tokens. 0: what suits the backend, 256, or 128 for "
+             "4-bit weights on a GPU.",
      .max = 65536},
     {.name = "scheduler.max_context",
      .field = FIELD(scheduler.max_context),

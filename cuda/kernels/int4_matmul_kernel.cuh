@@ -34,6 +34,12 @@ __device__ __forceinline__ float4* Partials(const Workspace& workspace, int bloc
   return workspace.partials + (int64_t{block} * 2 + piece) * S::kFragments * 32 + threadIdx.x % 32;
 }
 
+// Of the threads that sum, which may not be all.
+template <typename S>
+__device__ __forceinline__ void SyncSumming() {
+  asm volatile("bar.sync 1, %0;" ::"n"(S::kThreads) : "memory");
+}
+
 // Adds the sums of the warps that share outputs and rows into those of the first, which then writes
 // the outputs, or its block's part of them to the workspace.
 template <typename T, typename S, typename Sums>
@@ -49,7 +55,7 @@ __device__ __forceinline__ void FinishPiece(const Int4MatmulArguments& a,
         shared[((input_warp - 1) * S::kFragments + fragment) * 32 + lane] = values;
       });
     }
-    __syncthreads();
+    SyncSumming<S>();
     if (input_warp > 0) {
       return;
     }
@@ -82,7 +88,10 @@ template <typename T, typename S>
 __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
                              const Workspace& workspace, int tile, int arrival) {
   constexpr int kPolls = 2000;
+  // Fragments of a warp, half of its share of two parts.
+  constexpr int kAtOnce = std::clamp(S::kFragments / (2 * S::kWarps), 1, 8);
   __shared__ int taken;
+  __shared__ bool is_last;
   const int first = plan.BlockOf(tile * plan.steps);
   const int parts = plan.BlockOf((tile + 1) * plan.steps - 1) - first + 1;
   TileCounters* counters = workspace.counters + first;
@@ -95,24 +104,40 @@ __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
       }
       __threadfence();
       taken = ready ? atomicAdd(&counters->taken, 1) : parts;
+      is_last = arrival == parts - 1;
     }
-    last = __syncthreads_or(threadIdx.x == 0 && arrival == parts - 1) != 0;
+    SyncSumming<S>();
     const int slice = taken;
-    __syncthreads();
+    last = is_last;
+    SyncSumming<S>();
     if (slice >= parts) {
       break;
     }
     const int end = (slice + 1) * S::kFragments / parts;
     for (int fragment = slice * S::kFragments / parts + threadIdx.x / 32; fragment < end;
-         fragment += S::kWarps) {
-      float4 sums = make_float4(0, 0, 0, 0);
-#pragma unroll 4
+         fragment += kAtOnce * S::kWarps) {
+      float4 sums[kAtOnce] = {};
       for (int block = first; block < first + parts; ++block) {
         const int piece = plan.FirstUnit(block) < tile * plan.steps;
-        const float4 part = __ldcg(Partials<S>(workspace, block, piece) + fragment * 32);
-        sums = make_float4(sums.x + part.x, sums.y + part.y, sums.z + part.z, sums.w + part.w);
+        const float4* partials = Partials<S>(workspace, block, piece);
+        float4 more[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          more[i] = __ldcg(partials + min(fragment + i * S::kWarps, end - 1) * 32);
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          sums[i] = make_float4(sums[i].x + more[i].x, sums[i].y + more[i].y, sums[i].z + more[i].z,
+                                sums[i].w + more[i].w);
+        }
       }
-      WriteBlockFragment<T, S>(a, tile / plan.row_blocks, tile % plan.row_blocks, fragment, sums);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (fragment + i * S::kWarps < end) {
+          WriteBlockFragment<T, S>(a, tile / plan.row_blocks, tile % plan.row_blocks,
+                                   fragment + i * S::kWarps, sums[i]);
+        }
+      }
     }
   } while (last);
   if (threadIdx.x == 0 && atomicAdd(&counters->left, 1) == parts - 1) {
@@ -120,19 +145,48 @@ __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
   }
 }
 
-// The same for all of a block's tiles that are not its alone: at most its first and its last.
+// How many blocks had finished their parts of the tiles that a block shares with others, at most
+// its first and its last, before it; known to the first thread.
+struct Arrivals {
+  int before[2] = {};
+  int tiles = 0;
+};
+
+// Ends a block's work on a tile, of which it had the inputs from at.step on: all of them if
+// `whole`.
+template <typename T, typename S, typename Sums>
+__device__ __forceinline__ void FinishTile(const Int4MatmulArguments& a, const Plan& plan,
+                                           const Workspace& workspace, const Cursor& at, int begin,
+                                           bool whole, float4* shared, Sums& sums,
+                                           Arrivals& arrivals) {
+  const int tile = at.Tile(plan);
+  FinishPiece<T, S>(a, workspace, at, whole, begin < tile * plan.steps, shared, sums);
+  if (whole) {
+    return;
+  }
+  SyncSumming<S>();
+  if (threadIdx.x == 0) {
+    const int first = plan.BlockOf(tile * plan.steps);
+    const int before = atomicAdd(&workspace.counters[first].arrived, 1);
+    arrivals.before[0] = arrivals.tiles == 0 ? before : arrivals.before[0];
+    arrivals.before[1] = before;
+  }
+  ++arrivals.tiles;
+}
+
+// Adds up all of a block's tiles that are not its alone.
 template <typename T, typename S>
 __device__ __forceinline__ void CombineAll(const Int4MatmulArguments& a, const Plan& plan,
                                            const Workspace& workspace, int begin, int end,
-                                           const int (&arrivals)[2]) {
+                                           const Arrivals& arrivals) {
   const int first = begin / plan.steps;
   const int last = (end - 1) / plan.steps;
   int i = 0;
   if (begin != first * plan.steps || end < (first + 1) * plan.steps) {
-    CombineParts<T, S>(a, plan, workspace, first, arrivals[i++]);
+    CombineParts<T, S>(a, plan, workspace, first, arrivals.before[i++]);
   }
   if (last != first && end != (last + 1) * plan.steps) {
-    CombineParts<T, S>(a, plan, workspace, last, i == 0 ? arrivals[0] : arrivals[1]);
+    CombineParts<T, S>(a, plan, workspace, last, arrivals.before[i]);
   }
 }
 
@@ -165,8 +219,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
   }
 
   Sums sums;
-  int arrivals[2] = {};  // what CombineParts has to know
-  int shared_tiles = 0;
+  Arrivals arrivals;
   int stage = 0;
   int unit = begin;
   while (unit < end) {
@@ -188,19 +241,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       sums.Add(plan, a.weight.zeros != nullptr, ring + stage * Stage<S>::kBytes, step);
       stage = stage + 1 == S::kStages ? 0 : stage + 1;
     }
-    const int tile = at.Tile(plan);
-    FinishPiece<T, S>(a, workspace, at, whole, begin < tile * plan.steps,
-                      reinterpret_cast<float4*>(shared + S::kStages * Stage<S>::kBytes), sums);
-    if (!whole) {
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        const int first = plan.BlockOf(tile * plan.steps);
-        const int arrival = atomicAdd(&workspace.counters[first].arrived, 1);
-        arrivals[0] = shared_tiles == 0 ? arrival : arrivals[0];
-        arrivals[1] = arrival;
-      }
-      ++shared_tiles;
-    }
+    FinishTile<T, S>(a, plan, workspace, at, begin, whole,
+                     reinterpret_cast<float4*>(shared + S::kStages * Stage<S>::kBytes), sums,
+                     arrivals);
     at.step = plan.steps - 1;
     at.Advance(plan);
   }
@@ -242,26 +285,37 @@ Plan MakePlan(const Int4MatmulArguments& a, int max_blocks) {
   return plan;
 }
 
+inline Workspace WorkspaceOf(const Int4MatmulArguments& a) {
+  auto* bytes = static_cast<char*>(a.workspace);
+  return {reinterpret_cast<TileCounters*>(bytes), reinterpret_cast<float4*>(bytes + kCounterBytes)};
+}
+
+// Lets the kernel have that much shared memory and plans for as many blocks as run at a time.
+template <typename S>
+cudaError_t Prepare(const void* kernel, int threads, int shared_bytes, const Int4MatmulArguments& a,
+                    int multiprocessors, Plan* plan) {
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  int blocks = 0;  // of a multiprocessor
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes);
+  }
+  if (error == cudaSuccess) {
+    *plan = MakePlan<S>(a, multiprocessors * std::clamp(blocks, 1, S::kMinBlocks));
+  }
+  return error;
+}
+
 // a.x is in the order of the weight already.
 template <typename S>
 cudaError_t LaunchKernel(void (*kernel)(Int4MatmulArguments, Plan, Workspace),
                          const Int4MatmulArguments& a, int multiprocessors, cudaStream_t stream) {
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SharedBytes<S>());
-  int blocks = 0;  // of a multiprocessor
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, S::kThreads,
-                                                          SharedBytes<S>());
-  }
-  if (error != cudaSuccess) {
-    return error;
-  }
-  const Plan plan = MakePlan<S>(a, multiprocessors * std::clamp(blocks, 1, S::kMinBlocks));
-  auto* bytes = static_cast<char*>(a.workspace);
-  const Workspace workspace = {reinterpret_cast<TileCounters*>(bytes),
-                               reinterpret_cast<float4*>(bytes + kCounterBytes)};
-  return LaunchOverlapped(kernel, plan.blocks, S::kThreads, SharedBytes<S>(), stream, a, plan,
-                          workspace);
+  Plan plan;
+  const cudaError_t error = Prepare<S>(reinterpret_cast<const void*>(kernel), S::kThreads,
+                                       SharedBytes<S>(), a, multiprocessors, &plan);
+  return error != cudaSuccess ? error
+                              : LaunchOverlapped(kernel, plan.blocks, S::kThreads, SharedBytes<S>(),
+                                                 stream, a, plan, WorkspaceOf(a));
 }
 
 }  // namespace ferrite::int4_matmul

@@ -30,6 +30,11 @@ struct Stage {
   static constexpr int kZerosAt = kScalesAt + S::kStepTiles * 2 * S::kTiles * 32;
   static constexpr int kBytes =
       (kZerosAt + S::kStepTiles * 2 * S::kTiles * 16 + 1023) / 1024 * 1024;
+
+  // Where a tile has what holds for that half of the inputs, and that group of the step's.
+  __device__ static constexpr int GroupSlot(int tile, int half, int /* group */) {
+    return half * S::kTiles + tile;
+  }
 };
 
 // Shared memory: the ring, and the sums of warps that others add to theirs.

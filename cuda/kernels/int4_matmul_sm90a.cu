@@ -1,5 +1,7 @@
 #include "cuda/kernels/int4_matmul_sm90a.h"
 
+#include "cuda/kernels/int4_matmul_bulk.cuh"
+#include "cuda/kernels/int4_matmul_kernel.cuh"
 #include "cuda/kernels/int4_matmul_wgmma.cuh"
 
 namespace ferrite::int4_matmul {
@@ -13,7 +15,7 @@ using Rows128 = WgmmaShape<2, 1, 128, 5, 1>;
 
 template <typename T, typename S>
 cudaError_t Launch(const Int4MatmulArguments& a, int multiprocessors, cudaStream_t stream) {
-  return LaunchKernel<S>(Kernel<T, S, WarpgroupSums<T, S>>, a, multiprocessors, stream);
+  return LaunchKernel<S>(Kernel<T, S, WarpgroupSums<T, S, Stage<S>>>, a, multiprocessors, stream);
 }
 
 template <typename T>
@@ -21,7 +23,7 @@ cudaError_t Launch(const Int4MatmulArguments& a, int multiprocessors, cudaStream
   return a.rows <= Rows16::kRows   ? Launch<T, Rows16>(a, multiprocessors, stream)
          : a.rows <= Rows32::kRows ? Launch<T, Rows32>(a, multiprocessors, stream)
          : a.rows <= Rows64::kRows ? Launch<T, Rows64>(a, multiprocessors, stream)
-                                   : Launch<T, Rows128>(a, multiprocessors, stream);
+                                   : LaunchBulkKernel<T, Rows128>(a, multiprocessors, stream);
 }
 
 }  // namespace

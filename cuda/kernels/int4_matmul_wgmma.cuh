@@ -141,8 +141,8 @@ struct Group<__nv_bfloat16> {
 };
 
 // A warp's sums. Weights are scaled before they are multiplied, since the multiplying is done by
-// others while the next weights are decoded.
-template <typename T, typename S>
+// others while the next weights are decoded. Layout is that of a stage.
+template <typename T, typename S, typename Layout>
 class WarpgroupSums {
  public:
   __device__ static __forceinline__ void BeforeBarrier() { FenceSharedForWgmma(); }
@@ -162,6 +162,7 @@ class WarpgroupSums {
   // Adds the products of a step. On return those of the step before are complete.
   __device__ __forceinline__ void Add(const Plan& plan, bool has_zeros, uint32_t stage, int step) {
     const int index = step * S::kStepTiles;
+    first_group_ = plan.group_of(2 * index);
     AddTile(plan, has_zeros, stage, 0, index, words_even_);
     AddTile(plan, has_zeros, stage, 1, index + 1, words_odd_);
   }
@@ -206,7 +207,7 @@ class WarpgroupSums {
       // Past the inputs' end there are some weights or other, no scales, and zeros for x.
       const int group = plan.group_of(min(2 * index + half, 2 * plan.input_tiles - 1));
       if (group != group_) {
-        ChangeGroup(stage, input * 2 + half, has_zeros);
+        ChangeGroup(stage, input * 2 + half, group - first_group_, has_zeros);
         group_ = group;
       }
 #pragma unroll
@@ -215,7 +216,7 @@ class WarpgroupSums {
         groups_[tile].Apply(half == 0 ? words[tile].y : words[tile].w, decoded[tile][2 * half + 1]);
       }
     }
-    const uint64_t rows = RowsDescriptor(stage + Stage<S>::kXAt + input * S::kRows * kRowBytes);
+    const uint64_t rows = RowsDescriptor(stage + Layout::kXAt + input * S::kRows * kRowBytes);
     FenceWarpgroup();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -239,7 +240,7 @@ class WarpgroupSums {
     }
   }
 
-  __device__ __forceinline__ void ChangeGroup(uint32_t stage, int slot, bool has_zeros) {
+  __device__ __forceinline__ void ChangeGroup(uint32_t stage, int half, int group, bool has_zeros) {
     const int output = threadIdx.x % 32 / 4;
     const auto load_scale = [&](uint32_t from) {
       uint16_t bits;
@@ -253,10 +254,10 @@ class WarpgroupSums {
     };
 #pragma unroll
     for (int tile = 0; tile < S::kTilesOfWarp; ++tile) {
-      const int at = slot * S::kTiles + BlockTile(tile);
-      const uint32_t scales = stage + Stage<S>::kScalesAt + at * 32 + output * 2;
+      const int slot = Layout::GroupSlot(BlockTile(tile), half, group);
+      const uint32_t scales = stage + Layout::kScalesAt + slot * 32 + output * 2;
       groups_[tile].SetScales(load_scale(scales), load_scale(scales + 16));
-      const uint32_t zeros = stage + Stage<S>::kZerosAt + at * 16 + output;
+      const uint32_t zeros = stage + Layout::kZerosAt + slot * 16 + output;
       groups_[tile].zero =
           has_zeros ? MakeZeroPair(load_zero(zeros), load_zero(zeros + 8), static_cast<T*>(nullptr))
                     : MakeZeroPair(8, 8, static_cast<T*>(nullptr));
@@ -267,7 +268,8 @@ class WarpgroupSums {
   Words words_even_;
   Words words_odd_;
   Group<T> groups_[S::kTilesOfWarp];
-  int group_;  // -1 before the first
+  int group_;        // -1 before the first
+  int first_group_;  // of the step
 };
 
 #undef FERRITE_4

@@ -26,7 +26,7 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
   }
 
   void Start(int32_t num_blocks, int32_t block_size, int32_t max_running, int32_t max_step_tokens,
-             int32_t mixed_step_tokens = SchedulerOptions().mixed_step_tokens) {
+             int32_t mixed_step_tokens = BackendInfo().mixed_step_tokens) {
     BackendInfo info;
     info.num_blocks = num_blocks;
     info.block_size = block_size;
@@ -127,6 +127,25 @@ TEST_F(SchedulerTest, SharesOneBudgetBetweenDecodesAndPrefillChunks) {
   EXPECT_THAT(batch_.kv_lens, ElementsAre(6, 20));
   Complete();
   EXPECT_THAT(Plan(), ElementsAre(1, 1));
+}
+
+TEST_F(SchedulerTest, MixedStepsAreAsTheBackendSuggestsUnlessToldOtherwise) {
+  BackendInfo info;
+  info.num_blocks = 64;
+  info.block_size = 4;
+  info.mixed_step_tokens = 9;
+  const auto second_step = [&](int32_t mixed_step_tokens) {
+    scheduler_ = std::make_unique<Scheduler>(
+        info, SchedulerOptions{4, /*max_step_tokens=*/32, mixed_step_tokens}, this);
+    completed_ = 0;
+    Add(4, 10);
+    Plan();
+    Complete();
+    Add(30, 10);
+    return Plan();
+  };
+  EXPECT_THAT(second_step(0), ElementsAre(1, 8));
+  EXPECT_THAT(second_step(20), ElementsAre(1, 19));
 }
 
 TEST(SchedulerOptionsTest, AStepsTokensDependOnHowManyDecode) {

@@ -30,8 +30,10 @@ class SimulationTest : public ::testing::Test {
     if (!result.ok()) return {};
     EXPECT_EQ(result->blocks_not_free, 0);
     EXPECT_LE(result->largest_step_tokens, options_.scheduler.max_step_tokens);
-    EXPECT_LE(result->largest_mixed_step_tokens,
-              std::max(options_.scheduler.mixed_step_tokens, 3 * result->most_running));
+    const int32_t mixed = options_.scheduler.mixed_step_tokens;
+    EXPECT_LE(
+        result->largest_mixed_step_tokens,
+        std::max(mixed == 0 ? BackendInfo().mixed_step_tokens : mixed, 3 * result->most_running));
     EXPECT_LE(result->most_running, options_.scheduler.max_running);
     for (const SimulatedOutcome& outcome : result->outcomes) EXPECT_GE(outcome.ended, 0);
     return *std::move(result);

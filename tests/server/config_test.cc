@@ -60,7 +60,7 @@ TEST(ConfigTest, DefaultsAreTheDocumentedOnes) {
   EXPECT_EQ(config.workers, std::vector<WorkerConfig>{WorkerConfig{{0}}});
   EXPECT_EQ(config.scheduler.max_running, 64);
   EXPECT_EQ(config.scheduler.max_step_tokens, 512);
-  EXPECT_EQ(config.scheduler.mixed_step_tokens, 256);
+  EXPECT_EQ(config.scheduler.mixed_step_tokens, 0);
   EXPECT_EQ(config.kv_cache.block_size, 16);
   EXPECT_EQ(config.defaults.temperature, 1.0);
   EXPECT_EQ(config.log.level, "info");
@@ -224,7 +224,7 @@ INSTANTIATE_TEST_SUITE_P(
         BoundCase{"scheduler.max_running", "4096", "4097"},
         BoundCase{"scheduler.max_step_tokens", "1", "0"},
         BoundCase{"scheduler.max_step_tokens", "65536", "65537"},
-        BoundCase{"scheduler.mixed_step_tokens", "1", "0"},
+        BoundCase{"scheduler.mixed_step_tokens", "0", "-1"},
         BoundCase{"scheduler.mixed_step_tokens", "65536", "65537"},
         BoundCase{"scheduler.max_context", "0", "-1"}, BoundCase{"scheduler.max_waiting", "1", "0"},
         BoundCase{"scheduler.max_waiting", "1000000", "1000001"},
