@@ -88,8 +88,8 @@ template <typename T, typename S>
 __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
                              const Workspace& workspace, int tile, int arrival) {
   constexpr int kPolls = 2000;
-  // Fragments of a warp, half of its share of two parts.
-  constexpr int kAtOnce = std::clamp(S::kFragments / (2 * S::kWarps), 1, 8);
+  constexpr int kLoads = 8;                             // of a lane at a time
+  constexpr int kAtOnce = S::kRows < 128 ? 1 : kLoads;  // fragments of a warp
   __shared__ int taken;
   __shared__ bool is_last;
   const int first = plan.BlockOf(tile * plan.steps);
@@ -117,6 +117,7 @@ __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
     for (int fragment = slice * S::kFragments / parts + threadIdx.x / 32; fragment < end;
          fragment += kAtOnce * S::kWarps) {
       float4 sums[kAtOnce] = {};
+#pragma unroll(kLoads / kAtOnce)
       for (int block = first; block < first + parts; ++block) {
         const int piece = plan.FirstUnit(block) < tile * plan.steps;
         const float4* partials = Partials<S>(workspace, block, piece);

@@ -30,8 +30,12 @@ class SchedulerTest : public ::testing::Test, public Scheduler::Observer {
     BackendInfo info;
     info.num_blocks = num_blocks;
     info.block_size = block_size;
-    block_size_ = block_size;
-    options_ = {max_running, max_step_tokens, mixed_step_tokens};
+    Start(info, {max_running, max_step_tokens, mixed_step_tokens});
+  }
+  void Start(const BackendInfo& info, SchedulerOptions options) {
+    block_size_ = info.block_size;
+    options_ = options;
+    completed_ = 0;
     scheduler_ = std::make_unique<Scheduler>(info, options_, this);
   }
 
@@ -135,9 +139,7 @@ TEST_F(SchedulerTest, MixedStepsAreAsTheBackendSuggestsUnlessToldOtherwise) {
   info.block_size = 4;
   info.mixed_step_tokens = 9;
   const auto second_step = [&](int32_t mixed_step_tokens) {
-    scheduler_ = std::make_unique<Scheduler>(
-        info, SchedulerOptions{4, /*max_step_tokens=*/32, mixed_step_tokens}, this);
-    completed_ = 0;
+    Start(info, {/*max_running=*/4, /*max_step_tokens=*/32, mixed_step_tokens});
     Add(4, 10);
     Plan();
     Complete();
@@ -166,7 +168,6 @@ TEST_F(SchedulerTest, HoldsPromptsBackBesideThoseThatDecode) {
   for (const Case& c : {Case{0, 2048, 2048}, Case{1, 2048, 256}, Case{80, 2048, 256},
                         Case{256, 2048, 768}, Case{80, 100, 100}, Case{1, 100, 100}}) {
     SCOPED_TRACE(absl::StrCat(c.decodes, " decode, ", c.max_step_tokens));
-    completed_ = 0;
     Start(4096, 16, /*max_running=*/257, c.max_step_tokens, /*mixed_step_tokens=*/256);
     for (int32_t i = 0; i < c.decodes; ++i) Add(1, 10);
     if (c.decodes > 0) {
@@ -237,7 +238,6 @@ TEST_F(SchedulerTest, MixedStepsKeepTheirBudget) {
   for (int seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    completed_ = 0;
     const int32_t max_running = 2 + static_cast<int32_t>(random() % 12);
     Start(60, 4, max_running, max_running + static_cast<int32_t>(random() % 60),
           1 + static_cast<int32_t>(random() % 40));
