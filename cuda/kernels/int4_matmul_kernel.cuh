@@ -89,7 +89,7 @@ __device__ void CombineParts(const Int4MatmulArguments& a, const Plan& plan,
                              const Workspace& workspace, int tile, int arrival) {
   constexpr int kPolls = 2000;
   constexpr int kLoads = 8;                             // of a lane at a time
-  constexpr int kAtOnce = S::kRows < 128 ? 1 : kLoads;  // fragments of a warp
+  constexpr int kAtOnce = S::kRows < 128 ? 2 : kLoads;  // fragments of a warp
   __shared__ int taken;
   __shared__ bool is_last;
   const int first = plan.BlockOf(tile * plan.steps);
