@@ -108,7 +108,8 @@ Json Server(const BenchReport& report) {
                        {"kv_blocks", worker.kv_blocks()},
                        {"kv_block_size", worker.kv_block_size()},
                        {"max_running", worker.max_running()},
-                       {"max_step_tokens", worker.max_step_tokens()}});
+                       {"max_step_tokens", worker.max_step_tokens()},
+                       {"mixed_step_tokens", worker.mixed_step_tokens()}});
   }
   return {{"version", report.server.version()},
           {"deterministic", report.server.deterministic()},

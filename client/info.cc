@@ -40,10 +40,12 @@ nlohmann::ordered_json ToJson(const google::protobuf::Message& message) {
 }
 
 void PrintWorker(const v1::WorkerInfo& worker, const v1::GetLoadResponse& load, std::ostream& out) {
-  out << absl::StrFormat("worker %d   %s, %s, %d sequences, %d tokens a step, %d KV blocks of %d\n",
-                         worker.index(), worker.device(), worker.compute_type(),
-                         worker.max_running(), worker.max_step_tokens(), worker.kv_blocks(),
-                         worker.kv_block_size());
+  out << absl::StrFormat(
+      "worker %d   %s, %s, %d sequences, %d tokens a step (%d beside decodes), %d KV blocks of "
+      "%d\n",
+      worker.index(), worker.device(), worker.compute_type(), worker.max_running(),
+      worker.max_step_tokens(), worker.mixed_step_tokens(), worker.kv_blocks(),
+      worker.kv_block_size());
   for (const v1::WorkerLoad& now : load.workers()) {
     if (now.index() != worker.index()) continue;
     out << absl::StrFormat(

@@ -80,6 +80,10 @@ class Engine {
   int32_t num_in_flight() const;
   std::vector<WorkerLoad> load() const;
   const BackendInfo& worker_info(size_t worker) const { return workers_[worker]->info(); }
+  // Of options(), with what its backend suggests where nothing was set.
+  const SchedulerOptions& worker_options(size_t worker) const {
+    return workers_[worker]->options();
+  }
   const WorkerStats& worker_stats(size_t worker) const { return workers_[worker]->stats(); }
   size_t num_workers() const { return workers_.size(); }
   const EngineOptions& options() const { return options_; }

@@ -79,6 +79,8 @@ class Scheduler {
   // Streams whose listeners are to be told; the caller takes them and leaves the vector empty.
   std::vector<std::shared_ptr<TokenStream>>& to_notify() { return to_notify_; }
 
+  // As given, with the backend's suggestions where nothing was set; never changes.
+  const SchedulerOptions& options() const { return options_; }
   bool has_work() const { return !owned_.empty(); }
   int32_t steps_outstanding() const { return steps_outstanding_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }

@@ -20,7 +20,6 @@ int64_t Nanoseconds(Clock::time_point time) {
 Worker::Worker(std::unique_ptr<Backend> backend, SchedulerOptions options, AdmissionLimits limits,
                bool summarize_prefixes, FinishedCallback on_finished)
     : backend_(std::move(backend)),
-      options_(options),
       on_finished_(std::move(on_finished)),
       prefixes_(summarize_prefixes
                     ? std::make_unique<PrefixSummary>(info().num_blocks, info().block_size)
@@ -89,8 +88,8 @@ Backlog Worker::backlog() const {
   return {.running = running,
           .waiting = queue_.num_waiting(),
           .waiting_tokens = queue_.num_waiting_tokens(),
-          .max_running = options_.max_running,
-          .step_tokens = options_.StepTokens(decoding)};
+          .max_running = options().max_running,
+          .step_tokens = options().StepTokens(decoding)};
 }
 
 absl::Status Worker::failure() const {

@@ -46,6 +46,7 @@ class Worker final : private Scheduler::Observer {
   ~Worker() override;
 
   const BackendInfo& info() const { return backend_->info(); }
+  const SchedulerOptions& options() const { return scheduler_.options(); }
 
   // As RequestQueue::CheckRoom and Push.
   absl::Status CheckRoom(int32_t requests, int64_t prompt_tokens) const {
@@ -79,13 +80,12 @@ class Worker final : private Scheduler::Observer {
   void PublishLoad();
 
   const std::unique_ptr<Backend> backend_;
-  const SchedulerOptions options_;
   const FinishedCallback on_finished_;
   const std::unique_ptr<PrefixSummary> prefixes_;  // null without summarize_prefixes
   RequestQueue queue_;
   Delivery delivery_;
 
-  // The worker thread's own.
+  // The worker thread's own, but for what never changes.
   Scheduler scheduler_;
   Batch batch_;
   StepResult result_;

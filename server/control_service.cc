@@ -83,9 +83,9 @@ void ControlService::FillServerInfo(v1::GetServerInfoResponse* answer) const {
   answer->set_max_message_bytes(max_message_bytes_);
   answer->set_fingerprint(context_.model->fingerprint);
   answer->set_deterministic(true);
-  const SchedulerOptions& scheduler = engine_->options().scheduler;
   for (size_t i = 0; i < engine_->num_workers(); ++i) {
     const BackendInfo& info = engine_->worker_info(i);
+    const SchedulerOptions& scheduler = engine_->worker_options(i);
     answer->set_deterministic(answer->deterministic() && info.deterministic);
     v1::WorkerInfo* const worker = answer->add_workers();
     worker->set_index(static_cast<int32_t>(i));
@@ -95,6 +95,7 @@ void ControlService::FillServerInfo(v1::GetServerInfoResponse* answer) const {
     worker->set_kv_block_size(info.block_size);
     worker->set_max_running(scheduler.max_running);
     worker->set_max_step_tokens(scheduler.max_step_tokens);
+    worker->set_mixed_step_tokens(scheduler.mixed_step_tokens);
   }
 }
 

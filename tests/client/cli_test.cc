@@ -141,6 +141,8 @@ class InfoTest : public testing::Test {
     worker->set_device("cpu");
     worker->set_compute_type("bf16");
     worker->set_kv_blocks(128);
+    worker->set_max_step_tokens(512);
+    worker->set_mixed_step_tokens(96);
     server_.control.model.set_name("stories260k");
     server_.control.model.set_num_parameters(260032);
     server_.control.model.set_bos_token_id(1);
@@ -161,7 +163,7 @@ TEST_F(InfoTest, PrintsLinesForPeople) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   for (const char* part :
        {"ferrite 1.2.3", "draining", "4194304 bytes", "stories260k", "260032 parameters", "BOS 1",
-        "end tokens 2, 3", "cpu, bf16", "5 waiting", "77 of 128 KV blocks free"}) {
+        "end tokens 2, 3", "cpu, bf16", "512 tokens a step (96 beside decodes)", "5 waiting", "77 of 128 KV blocks free"}) {
     EXPECT_THAT(result.out, HasSubstr(part));
   }
 }

@@ -147,7 +147,9 @@ TEST_F(SchedulerTest, MixedStepsAreAsTheBackendSuggestsUnlessToldOtherwise) {
     return Plan();
   };
   EXPECT_THAT(second_step(0), ElementsAre(1, 8));
+  EXPECT_EQ(scheduler_->options().mixed_step_tokens, 9);
   EXPECT_THAT(second_step(20), ElementsAre(1, 19));
+  EXPECT_EQ(scheduler_->options().mixed_step_tokens, 20);
 }
 
 TEST(SchedulerOptionsTest, AStepsTokensDependOnHowManyDecode) {

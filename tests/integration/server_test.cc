@@ -302,6 +302,7 @@ TEST(ServerTest, ControlTellsOfServerModelAndLoad) {
   EXPECT_EQ(info.workers_size(), 1);
   EXPECT_EQ(info.workers(0).compute_type(), "fp32");
   EXPECT_EQ(info.workers(0).device(), "cpu");
+  EXPECT_EQ(info.workers(0).mixed_step_tokens(), 256) << "what the backend suggests";
   EXPECT_GT(info.startup_seconds(), 0);
   v1::GetModelInfoResponse model;
   ASSERT_TRUE(harness->control().GetModelInfo(&model_context, {}, &model).ok());
