@@ -13,9 +13,7 @@ namespace ferrite {
 namespace {
 
 using simd::Floats;
-using simd::Ints;
 using simd::kLanes;
-using simd::Words;
 
 // Query rows that share each load of K and V: few for decoding; for prefill as many as AVX-512's
 // registers hold.
@@ -51,45 +49,76 @@ struct Tile {
   float* accumulator = nullptr;  // [kRows, value_stride]
 };
 
-// Two fp32 vectors out of one of pairs of bf16.
-FERRITE_INLINE void LoadPairs(const uint16_t* from, Floats& even, Floats& odd) {
-  Words words;
-  std::memcpy(&words, from, sizeof(words));
-  const Words low = words << 16;
-  const Words high = words & 0xFFFF0000u;
-  std::memcpy(&even, &low, sizeof(low));
-  std::memcpy(&odd, &high, sizeof(high));
+// Sixteen lanes in registers of as many as an instruction set has: wider vectors the compiler would
+// keep in memory.
+template <int kNativeLanes>
+struct Sixteen {
+  using Floats = typename simd::Vector<kNativeLanes>::Floats;
+  static constexpr int kNative = kNativeLanes;
+  static constexpr int kParts = kLanes / kNativeLanes;
+  Floats parts[kParts] = {};
+
+  FERRITE_INLINE void Load(const float* from) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      std::memcpy(&parts[p], from + p * kNative, sizeof(Floats));
+    }
+  }
+  FERRITE_INLINE void Store(float* to) const {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      std::memcpy(to + p * kNative, &parts[p], sizeof(Floats));
+    }
+  }
+};
+
+// Two of fp32 out of one of pairs of bf16.
+template <typename V>
+FERRITE_INLINE void LoadPairs(const uint16_t* from, V& even, V& odd) {
+#pragma GCC unroll 4
+  for (int p = 0; p < V::kParts; ++p) {
+    typename simd::Vector<V::kNative>::Words words;
+    std::memcpy(&words, from + p * 2 * V::kNative, sizeof(words));
+    const auto low = words << 16;
+    const auto high = words & 0xFFFF0000u;
+    std::memcpy(&even.parts[p], &low, sizeof(low));
+    std::memcpy(&odd.parts[p], &high, sizeof(high));
+  }
 }
 
 // sums[row] += vector x factors[row * stride].
-template <int kRows>
-FERRITE_INLINE void AddScaled(const Floats& vector, const float* factors, int32_t stride,
-                              Floats (&sums)[kRows]) {
+template <int kRows, typename V>
+FERRITE_INLINE void AddScaled(const V& vector, const float* factors, int32_t stride,
+                              V (&sums)[kRows]) {
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
-    sums[row] += vector * factors[row * stride];
+    const float factor = factors[row * stride];
+#pragma GCC unroll 4
+    for (int p = 0; p < V::kParts; ++p) {
+      sums[row].parts[p] += vector.parts[p] * factor;
+    }
   }
 }
 
 // sums[row] = the products of sixteen keys with the queries [head_dim, kRows].
-template <int kRows>
+template <int kRows, typename V>
 FERRITE_INLINE void Dot(const float* keys, const float* queries, int32_t head_dim,
-                        Floats (&sums)[kRows]) {
+                        V (&sums)[kRows]) {
   for (int32_t d = 0; d < head_dim; ++d) {
-    Floats key;
-    simd::Load(keys, key);
+    V key;
+    key.Load(keys);
     AddScaled<kRows>(key, queries, 1, sums);
     keys += kLanes;
     queries += kRows;
   }
 }
 
-template <int kRows>
+template <int kRows, typename V>
 FERRITE_INLINE void Dot(const uint16_t* keys, const float* queries, int32_t head_dim,
-                        Floats (&sums)[kRows]) {
+                        V (&sums)[kRows]) {
   for (int32_t d = 0; d < head_dim; d += 2) {
-    Floats even;
-    Floats odd;
+    V even;
+    V odd;
     LoadPairs(keys, even, odd);
     AddScaled<kRows>(even, queries, 1, sums);
     AddScaled<kRows>(odd, queries + kRows, 1, sums);
@@ -100,69 +129,87 @@ FERRITE_INLINE void Dot(const uint16_t* keys, const float* queries, int32_t head
 
 // Scores of all rows against one group of sixteen keys, of which `count` exist; those a row does
 // not see become -inf.
-template <int kRows, typename T>
+template <int kRows, typename V, typename T>
 FERRITE_INLINE void Score(const Tile& tile, const T* keys, int32_t head_dim, int32_t first_key,
                           int32_t count, float* scores, int32_t stride) {
-  Floats sums[kRows] = {};
+  V sums[kRows];
   Dot<kRows>(keys, tile.queries, head_dim, sums);
-  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 16
   for (int row = 0; row < kRows; ++row) {
-    const Ints seen = (lanes < std::min(tile.end[row] - first_key, count)) &
-                      (lanes >= tile.begin[row] - first_key);
-    simd::Store(seen ? sums[row] : Floats{} + kHidden, scores + row * stride);
+    float* to = scores + row * stride;
+    sums[row].Store(to);
+    const int32_t begin = std::max(0, tile.begin[row] - first_key);
+    const int32_t end = std::min(tile.end[row] - first_key, count);
+    for (int32_t lane = 0; lane < std::min(begin, kLanes); ++lane) {
+      to[lane] = kHidden;
+    }
+    for (int32_t lane = std::max(end, 0); lane < kLanes; ++lane) {
+      to[lane] = kHidden;
+    }
   }
 }
 
 // Turns one row's scores into weights relative to the new maximum, and rescales what was gathered
 // under the old one.
+template <typename V>
 FERRITE_INLINE void Reweigh(int32_t width, int32_t value_stride, float* scores, float* accumulator,
-                            float& maximum, Floats& sum) {
-  Floats best = Floats{} + kHidden;
-  for (int32_t i = 0; i < width; i += kLanes) {
-    Floats score;
-    simd::Load(scores + i, score);
+                            float& maximum, V& sum) {
+  using Vector = typename V::Floats;
+  Vector best = Vector{} + kHidden;
+  for (int32_t i = 0; i < width; i += V::kNative) {
+    Vector score;
+    std::memcpy(&score, scores + i, sizeof(score));
     best = best > score ? best : score;
   }
-  const float new_maximum = std::max(maximum, simd::Max(best));
+  float new_maximum = maximum;
+  for (int lane = 0; lane < V::kNative; ++lane) {
+    new_maximum = std::max(new_maximum, best[lane]);
+  }
   if (new_maximum > maximum) {
-    Floats shrink = Floats{} + (maximum - new_maximum);
+    Vector shrink = Vector{} + (maximum - new_maximum);
     simd::Exp(shrink, shrink);
-    sum *= shrink;
-    for (int32_t d = 0; d < value_stride; d += kLanes) {
-      Floats gathered;
-      simd::Load(accumulator + d, gathered);
-      simd::Store(gathered * shrink, accumulator + d);
+    for (Vector& part : sum.parts) {
+      part *= shrink;
+    }
+    for (int32_t d = 0; d < value_stride; d += V::kNative) {
+      Vector gathered;
+      std::memcpy(&gathered, accumulator + d, sizeof(gathered));
+      gathered *= shrink;
+      std::memcpy(accumulator + d, &gathered, sizeof(gathered));
     }
     maximum = new_maximum;
   }
   for (int32_t i = 0; i < width; i += kLanes) {
-    Floats score;
-    simd::Load(scores + i, score);
-    Floats weight;
-    simd::Exp(score - maximum, weight);
-    weight = score == Floats{} + kHidden ? Floats{} : weight;
-    sum += weight;
-    simd::Store(weight, scores + i);
+#pragma GCC unroll 4
+    for (int p = 0; p < V::kParts; ++p) {
+      float* at = scores + i + p * V::kNative;
+      Vector score;
+      std::memcpy(&score, at, sizeof(score));
+      Vector weight;
+      simd::Exp(score - maximum, weight);
+      weight = score == Vector{} + kHidden ? Vector{} : weight;
+      sum.parts[p] += weight;
+      std::memcpy(at, &weight, sizeof(weight));
+    }
   }
 }
 
 // sums[row] += weights[row] x `count` values; `values` is where the vector of the first one is.
-template <int kRows>
+template <int kRows, typename V>
 FERRITE_INLINE void Blend(const float* values, int32_t count, int32_t value_stride,
-                          const float* weights, int32_t weights_stride, Floats (&sums)[kRows]) {
+                          const float* weights, int32_t weights_stride, V (&sums)[kRows]) {
   for (int32_t key = 0; key < count; ++key) {
-    Floats value;
-    simd::Load(values + int64_t{key} * value_stride, value);
+    V value;
+    value.Load(values + int64_t{key} * value_stride);
     AddScaled<kRows>(value, weights + key, weights_stride, sums);
   }
 }
 
-template <int kRows>
+template <int kRows, typename V>
 FERRITE_INLINE void Blend(const uint16_t* values, int32_t count, int32_t value_stride,
-                          const float* weights, int32_t weights_stride, Floats (&sums)[kRows]) {
-  Floats even;
-  Floats odd;
+                          const float* weights, int32_t weights_stride, V (&sums)[kRows]) {
+  V even;
+  V odd;
   int32_t key = 0;
   for (; key + 2 <= count; key += 2) {
     LoadPairs(values + int64_t{key} * value_stride, even, odd);
@@ -176,20 +223,20 @@ FERRITE_INLINE void Blend(const uint16_t* values, int32_t count, int32_t value_s
 }
 
 // accumulator[row] += weights[row] x values[count, value_stride].
-template <int kRows, typename T>
+template <int kRows, typename V, typename T>
 FERRITE_INLINE void Gather(const T* values, int32_t count, int32_t value_stride,
                            const float* weights, int32_t weights_stride, float* accumulator) {
   constexpr int kElements = sizeof(T) == sizeof(uint16_t) ? 2 : 1;  // side by side
   for (int32_t d = 0; d < value_stride; d += kLanes) {
-    Floats sums[kRows];
+    V sums[kRows];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
-      simd::Load(accumulator + int64_t{row} * value_stride + d, sums[row]);
+      sums[row].Load(accumulator + int64_t{row} * value_stride + d);
     }
     Blend<kRows>(values + d * kElements, count, value_stride, weights, weights_stride, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
-      simd::Store(sums[row], accumulator + int64_t{row} * value_stride + d);
+      sums[row].Store(accumulator + int64_t{row} * value_stride + d);
     }
   }
 }
@@ -212,7 +259,7 @@ FERRITE_INLINE void WriteRow(const float* accumulator, float inverse, int32_t he
   }
 }
 
-template <int kRows, typename T, typename Out>
+template <int kRows, typename V, typename T, typename Out>
 FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
   const KvGeometry& geometry = kv->geometry();
   const int32_t head_dim = geometry.head_dim;
@@ -223,7 +270,7 @@ FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
   const int32_t chunk_keys = chunk_blocks * geometry.block_size;
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   float maximum[kRows];
-  Floats sum[kRows] = {};
+  V sum[kRows];
   for (int row = 0; row < kRows; ++row) {
     maximum[row] = kHidden;
     for (int32_t d = 0; d < head_dim; ++d) {
@@ -241,9 +288,9 @@ FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
       const int32_t block = tile.block_table[first_key / geometry.block_size].value;
       const T* keys = kv->Keys<T>(tile.layer, block, tile.kv_head);
       for (int32_t group = 0; group < block_width; group += kLanes) {
-        Score<kRows>(tile, keys + group / kLanes * geometry.group_size(), head_dim,
-                     first_key + group, geometry.block_size - group,
-                     tile.weights + b * block_width + group, chunk_width);
+        Score<kRows, V>(tile, keys + group / kLanes * geometry.group_size(), head_dim,
+                        first_key + group, geometry.block_size - group,
+                        tile.weights + b * block_width + group, chunk_width);
       }
     }
     // Rows that stand in for others keep their scores: nobody reads what Gather makes of those.
@@ -254,46 +301,57 @@ FERRITE_INLINE void AttendImpl(const Tile& tile, KvPool* kv) {
     for (int32_t b = 0; b < blocks; ++b) {
       const int32_t first_key = first + b * geometry.block_size;
       const int32_t block = tile.block_table[first_key / geometry.block_size].value;
-      Gather<kRows>(kv->Values<T>(tile.layer, block, tile.kv_head),
-                    std::min(geometry.block_size, end - first_key), value_stride,
-                    tile.weights + b * block_width, chunk_width, tile.accumulator);
+      Gather<kRows, V>(kv->Values<T>(tile.layer, block, tile.kv_head),
+                       std::min(geometry.block_size, end - first_key), value_stride,
+                       tile.weights + b * block_width, chunk_width, tile.accumulator);
     }
   }
   for (int row = 0; row < tile.num_rows; ++row) {
-    WriteRow(tile.accumulator + int64_t{row} * value_stride, 1.0f / simd::Sum(sum[row]), head_dim,
+    float plain[kLanes];
+    sum[row].Store(plain);
+    Floats lanes;
+    simd::Load(plain, lanes);
+    WriteRow(tile.accumulator + int64_t{row} * value_stride, 1.0f / simd::Sum(lanes), head_dim,
              static_cast<Out*>(tile.out[row]));
   }
 }
 
 using Attend = void (*)(const Tile& tile, KvPool* kv);
 
-FERRITE_SIMD_CLONES void FewFp32(const Tile& tile, KvPool* kv) {
-  AttendImpl<kFewRows, float, float>(tile, kv);
-}
-FERRITE_SIMD_CLONES void ManyFp32(const Tile& tile, KvPool* kv) {
-  AttendImpl<kManyRows, float, float>(tile, kv);
-}
-FERRITE_SIMD_CLONES void FewBf16(const Tile& tile, KvPool* kv) {
-  AttendImpl<kFewRows, uint16_t, float>(tile, kv);
-}
-FERRITE_SIMD_CLONES void ManyBf16(const Tile& tile, KvPool* kv) {
-  AttendImpl<kManyRows, uint16_t, float>(tile, kv);
-}
-FERRITE_SIMD_CLONES void FewBf16ToBf16(const Tile& tile, KvPool* kv) {
-  AttendImpl<kFewRows, uint16_t, uint16_t>(tile, kv);
-}
-FERRITE_SIMD_CLONES void ManyBf16ToBf16(const Tile& tile, KvPool* kv) {
-  AttendImpl<kManyRows, uint16_t, uint16_t>(tile, kv);
-}
+#define FERRITE_ATTENTION(NAME, TARGET, ROWS, LANES)                \
+  TARGET void Fp32##NAME(const Tile& tile, KvPool* kv) {            \
+    AttendImpl<ROWS, Sixteen<LANES>, float, float>(tile, kv);       \
+  }                                                                 \
+  TARGET void Bf16##NAME(const Tile& tile, KvPool* kv) {            \
+    AttendImpl<ROWS, Sixteen<LANES>, uint16_t, float>(tile, kv);    \
+  }                                                                 \
+  TARGET void Bf16ToBf16##NAME(const Tile& tile, KvPool* kv) {      \
+    AttendImpl<ROWS, Sixteen<LANES>, uint16_t, uint16_t>(tile, kv); \
+  }                                                                 \
+  Attend Choose##NAME(ComputeType kv_type, ComputeType out_type) {  \
+    return kv_type == ComputeType::kFp32    ? Fp32##NAME            \
+           : out_type == ComputeType::kFp32 ? Bf16##NAME            \
+                                            : Bf16ToBf16##NAME;     \
+  }
 
-Attend ChooseAttend(ComputeType kv_type, ComputeType out_type, bool many) {
-  if (kv_type == ComputeType::kFp32) {
-    return many ? ManyFp32 : FewFp32;
+#if defined(__x86_64__)
+FERRITE_ATTENTION(ManyAvx512, __attribute__((target("arch=x86-64-v4"))), kManyRows, 16)
+FERRITE_ATTENTION(FewAvx512, __attribute__((target("arch=x86-64-v4"))), kFewRows, 16)
+FERRITE_ATTENTION(FewAvx2, __attribute__((target("arch=x86-64-v3"))), kFewRows, 8)
+#endif
+FERRITE_ATTENTION(FewBaseline, , kFewRows, 4)
+
+// `isa` must not exceed BestIsa(); only AVX-512 takes many rows.
+Attend ChooseAttend(Isa isa, ComputeType kv_type, ComputeType out_type, bool many) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) {
+    return many ? ChooseManyAvx512(kv_type, out_type) : ChooseFewAvx512(kv_type, out_type);
   }
-  if (out_type == ComputeType::kFp32) {
-    return many ? ManyBf16 : FewBf16;
+  if (isa == Isa::kAvx2) {
+    return ChooseFewAvx2(kv_type, out_type);
   }
-  return many ? ManyBf16ToBf16 : FewBf16ToBf16;
+#endif
+  return ChooseFewBaseline(kv_type, out_type);
 }
 
 }  // namespace
@@ -333,6 +391,10 @@ void Attention::Run(const Batch& batch, std::span<const BlockId> block_tables, i
     return (batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]) * heads_per_kv;
   };
   const auto tile_of = [&](int32_t s) { return rows_of(s) > kFewRows ? max_rows_ : kFewRows; };
+
+  const Isa isa = BestIsa();
+  const Attend attend_few = ChooseAttend(isa, kv->type(), out_type, false);
+  const Attend attend_many = ChooseAttend(isa, kv->type(), out_type, true);
 
   int64_t multiplications = 0;
   first_item_[0] = 0;
@@ -375,7 +437,7 @@ void Attention::Run(const Batch& batch, std::span<const BlockId> block_tables, i
         tile.out[i] =
             static_cast<std::byte*>(out) + (token * num_heads_ + head) * head_dim * element;
       }
-      ChooseAttend(kv->type(), out_type, tile_rows == kManyRows)(tile, kv);
+      (tile_rows == kManyRows ? attend_many : attend_few)(tile, kv);
     }
   });
 }

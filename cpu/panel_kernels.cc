@@ -1,18 +1,12 @@
 #include "cpu/panel_kernels.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/simd.h"
 
 namespace ferrite {
 namespace {
-
-// Vectors of as many lanes as an instruction set has. (The compiler splits wider ones badly.)
-template <int kLanes>
-struct Vector {
-  using Floats [[gnu::vector_size(kLanes * 4)]] = float;
-  using Words [[gnu::vector_size(kLanes * 4)]] = uint32_t;
-};
 
 // How far ahead of their use weights are asked for, in bytes: about what memory delivers within its
 // own latency.
@@ -38,8 +32,8 @@ struct Shape {
   static constexpr int kVectors = kVectorCount;
   static constexpr int kLanes = kLaneCount;
   static constexpr int kColumns = kVectors * kLanes;
-  using Floats = typename Vector<kLanes>::Floats;
-  using Words = typename Vector<kLanes>::Words;
+  using Floats = typename simd::Vector<kLanes>::Floats;
+  using Words = typename simd::Vector<kLanes>::Words;
 };
 
 template <typename S>
@@ -52,7 +46,7 @@ struct Sums {
 #pragma GCC unroll 16
     for (int row = 0; row < S::kRows; ++row) {
       const float x = rows.Get(row, input);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < S::kVectors; ++v) {
         values[row][v] += weights[v] * x;
       }
@@ -67,8 +61,21 @@ FERRITE_INLINE void Prefetch(const void* ahead) {
   }
 }
 
+// Where narrow tiles read a panel several times, only the first pass waits for memory: so each
+// brings its share of the next panel to the second-level cache.
+struct Ahead {
+  const char* at;
+  int32_t step;  // bytes a pair of inputs
+
+  FERRITE_INLINE void Fetch() {
+    __builtin_prefetch(at, 0, 2);
+    at += step;
+  }
+};
+
 template <typename S, typename Rows>
-FERRITE_INLINE void Multiply(const float* panel, const Rows& rows, int32_t inputs, Sums<S>& sums) {
+FERRITE_INLINE void Multiply(const float* panel, const Rows& rows, int32_t inputs, Ahead,
+                             Sums<S>& sums) {
   for (int32_t input = 0; input < inputs; ++input) {
     typename S::Floats weights[S::kVectors];
     for (int v = 0; v < S::kVectors; ++v) {
@@ -95,7 +102,7 @@ FERRITE_INLINE void SplitPairs(const uint16_t* pairs, typename S::Floats (&even)
 }
 
 template <typename S, typename Rows>
-FERRITE_INLINE void Multiply(const uint16_t* panel, const Rows& rows, int32_t inputs,
+FERRITE_INLINE void Multiply(const uint16_t* panel, const Rows& rows, int32_t inputs, Ahead ahead,
                              Sums<S>& sums) {
   typename S::Floats even[S::kVectors];
   typename S::Floats odd[S::kVectors];
@@ -103,6 +110,9 @@ FERRITE_INLINE void Multiply(const uint16_t* panel, const Rows& rows, int32_t in
   for (int32_t input = 0; input < paired; input += 2) {
     SplitPairs<S>(panel, even, odd);
     Prefetch<sizeof(even)>(panel);
+    if constexpr (S::kColumns < kPanelColumns) {
+      ahead.Fetch();
+    }
     sums.Add(rows, input, even);
     sums.Add(rows, input + 1, odd);
     panel += 2 * kPanelColumns;
@@ -118,7 +128,7 @@ FERRITE_INLINE void Store(const PanelProduct& product, int32_t first_column, con
                           float* y) {
 #pragma GCC unroll 16
   for (int row = 0; row < S::kRows; ++row) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < S::kVectors; ++v) {
       const int32_t column = first_column + v * S::kLanes;
       float* to = y + row * product.y_stride + column;
@@ -153,19 +163,25 @@ FERRITE_INLINE void Store(const PanelProduct& product, int32_t first_column, con
 }
 
 template <typename T, typename S, typename Rows>
-FERRITE_INLINE void RunTile(const PanelProduct& product, const Rows& rows, float* y) {
+FERRITE_INLINE void RunTile(const PanelProduct& product, const Rows& rows, float* y,
+                            int32_t tile = 0, int32_t num_tiles = 1) {
+  const int32_t passes = num_tiles * (kPanelColumns / S::kColumns);
+  const int64_t bytes = int64_t{product.inputs} * kPanelColumns * static_cast<int64_t>(sizeof(T));
   constexpr int kElements = sizeof(T) == sizeof(uint16_t) ? 2 : 1;  // of a column, side by side
   for (int32_t first = 0; first < product.columns; first += S::kColumns) {
     Sums<S> sums;
+    const int32_t pass = tile * (kPanelColumns / S::kColumns) + first / S::kColumns;
+    const Ahead ahead = {static_cast<const char*>(product.panel) + bytes + bytes / passes * pass,
+                         kPanelColumns * 2 * static_cast<int32_t>(sizeof(T)) / passes};
     Multiply<S>(static_cast<const T*>(product.panel) + first * kElements, rows, product.inputs,
-                sums);
+                ahead, sums);
     if (product.columns - first >= S::kColumns) {
       Store<S>(product, first, sums, y);
     } else {
       float plain[S::kRows * S::kColumns];
 #pragma GCC unroll 16
       for (int row = 0; row < S::kRows; ++row) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < S::kVectors; ++v) {
           std::memcpy(plain + row * S::kColumns + v * S::kLanes, &sums.values[row][v],
                       sizeof(sums.values[row][v]));
@@ -179,14 +195,19 @@ FERRITE_INLINE void RunTile(const PanelProduct& product, const Rows& rows, float
 // S is the largest tile; the rows are cut into tiles of as equal a height as can be.
 template <typename T, typename S>
 FERRITE_INLINE void RunRows(const PanelProduct& product) {
-  int32_t tiles_left = (product.rows + S::kRows - 1) / S::kRows;
+  const int32_t num_tiles = (product.rows + S::kRows - 1) / S::kRows;
+  int32_t tiles_left = num_tiles;
   for (int32_t first = 0; first < product.rows; --tiles_left) {
     const int32_t height = (product.rows - first + tiles_left - 1) / tiles_left;
     const StridedRows rows{product.x + first * product.x_stride, product.x_stride};
     float* y = product.y + first * product.y_stride;
     const auto run = [&]<int kRows>() __attribute__((always_inline)) {
+      // One row alone has too few sums to keep the multipliers busy, unless it takes more columns.
+      constexpr int kMost = std::min(4, kPanelColumns / S::kLanes);
+      constexpr int kVectors = kRows == 1 ? std::max(S::kVectors, kMost) : S::kVectors;
       if constexpr (kRows <= S::kRows) {
-        RunTile<T, Shape<kRows, S::kVectors, S::kLanes>>(product, rows, y);
+        RunTile<T, Shape<kRows, kVectors, S::kLanes>>(product, rows, y, num_tiles - tiles_left,
+                                                      num_tiles);
       }
     };
     switch (height) {
@@ -237,17 +258,18 @@ FERRITE_INLINE void WidenBf16(const uint16_t* panel, int32_t inputs, float* out)
   }
 }
 
-// As many sums as the registers hold: 24 of AVX-512's 32, 8 of the others' 16.
+// As many sums as the registers hold beside the weights: 24 of AVX-512's 32, 12 of AVX2's 16, or 8
+// where pairs take as many again; SSE2, which has no fused multiply-add, wants one for the product.
 using WideTile = Shape<12, 2, 16>;
-using MiddleTile = Shape<4, 2, 8>;
+using MiddleTile = Shape<6, 2, 8>;
+using MiddlePairs = Shape<4, 2, 8>;
 using NarrowTile = Shape<4, 2, 4>;
 static_assert(kPanelColumns % WideTile::kColumns == 0);
-static_assert(WideTile::kRows % 4 == 0 && MiddleTile::kRows % 4 == 0 && NarrowTile::kRows % 4 == 0);
 
-#define FERRITE_PANEL_KERNELS(NAME, TARGET, TILE)                                                \
+#define FERRITE_PANEL_KERNELS(NAME, TARGET, TILE, PAIRS)                                         \
   TARGET void MultiplyFp32##NAME(const PanelProduct& product) { RunRows<float, TILE>(product); } \
   TARGET void MultiplyBf16##NAME(const PanelProduct& product) {                                  \
-    RunRows<uint16_t, TILE>(product);                                                            \
+    RunRows<uint16_t, PAIRS>(product);                                                           \
   }                                                                                              \
   TARGET void MultiplyTiles##NAME(const PanelProduct& product) { RunTiles<TILE>(product); }      \
   TARGET void Widen##NAME(const void* panel, int32_t inputs, float* out) {                       \
@@ -262,10 +284,10 @@ static_assert(WideTile::kRows % 4 == 0 && MiddleTile::kRows % 4 == 0 && NarrowTi
   }
 
 #if defined(__x86_64__)
-FERRITE_PANEL_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), WideTile)
-FERRITE_PANEL_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), MiddleTile)
+FERRITE_PANEL_KERNELS(Avx512, __attribute__((target("arch=x86-64-v4"))), WideTile, WideTile)
+FERRITE_PANEL_KERNELS(Avx2, __attribute__((target("arch=x86-64-v3"))), MiddleTile, MiddlePairs)
 #endif
-FERRITE_PANEL_KERNELS(Baseline, , NarrowTile)
+FERRITE_PANEL_KERNELS(Baseline, , NarrowTile, NarrowTile)
 
 }  // namespace
 
@@ -282,11 +304,12 @@ PanelKernels GetPanelKernels(ComputeType type, Isa isa) {
 }
 
 void PackTile(const float* x, int64_t x_stride, int32_t inputs, int32_t tile_rows, float* out) {
-  using Four = Vector<4>::Floats;
+  using Four = simd::Vector<4>::Floats;
   using Lanes [[gnu::vector_size(16)]] = int32_t;
   int32_t input = 0;
-  for (; input + 4 <= inputs; input += 4) {  // transposed four by four
-    for (int32_t row = 0; row < tile_rows; row += 4) {
+  for (; input + 4 <= inputs; input += 4) {
+    int32_t row = 0;
+    for (; row + 4 <= tile_rows; row += 4) {  // transposed four by four
       Four a[4];
       for (int i = 0; i < 4; ++i) {
         std::memcpy(&a[i], x + (row + i) * x_stride + input, sizeof(Four));
@@ -301,6 +324,11 @@ void PackTile(const float* x, int64_t x_stride, int32_t inputs, int32_t tile_row
                                __builtin_shuffle(high01, high23, Lanes{2, 3, 6, 7})};
       for (int i = 0; i < 4; ++i) {
         std::memcpy(out + int64_t{input + i} * tile_rows + row, &columns[i], sizeof(Four));
+      }
+    }
+    for (; row < tile_rows; ++row) {
+      for (int i = 0; i < 4; ++i) {
+        out[int64_t{input + i} * tile_rows + row] = x[row * x_stride + input + i];
       }
     }
   }

@@ -57,7 +57,7 @@ struct PanelKernels {
 // The kernels for panels of `type`; `isa` must not exceed BestIsa().
 PanelKernels GetPanelKernels(ComputeType type, Isa isa);
 
-// out[inputs, tile_rows] = the transpose of tile_rows rows of x; tile_rows is a multiple of 4.
+// out[inputs, tile_rows] = the transpose of tile_rows rows of x.
 void PackTile(const float* x, int64_t x_stride, int32_t inputs, int32_t tile_rows, float* out);
 
 }  // namespace ferrite

@@ -19,11 +19,19 @@
 
 namespace ferrite::simd {
 
+// Vectors of as many lanes as an instruction set has. (The compiler splits wider ones badly.)
+template <int kLanes>
+struct Vector {
+  using Floats [[gnu::vector_size(kLanes * 4)]] = float;
+  using Ints [[gnu::vector_size(kLanes * 4)]] = int32_t;
+  using Words [[gnu::vector_size(kLanes * 4)]] = uint32_t;
+};
+
 inline constexpr int kLanes = 16;
 
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
+using Floats = Vector<kLanes>::Floats;
+using Ints = Vector<kLanes>::Ints;
+using Words = Vector<kLanes>::Words;
 using Halves = uint16_t __attribute__((vector_size(32)));
 
 // All of these take and return vectors through references, because how vectors are passed to
@@ -50,23 +58,25 @@ FERRITE_INLINE void Store(const Floats& from, uint16_t* to) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
-// e^x to about 2 ulp: 2^n times a polynomial over |r| <= ln(2)/2. Below -87 it is e^-87, above 88
-// it is e^88; e^0 is exactly 1.
-FERRITE_INLINE void Exp(const Floats& input, Floats& output) {
-  Floats x = input < -87.0f ? Floats{} - 87.0f : input;
-  x = x > 88.0f ? Floats{} + 88.0f : x;
+// e^x to about 2 ulp, for vectors of any width: 2^n times a polynomial over |r| <= ln(2)/2. Below
+// -87 it is e^-87, above 88 it is e^88; e^0 is exactly 1.
+template <typename F>
+FERRITE_INLINE void Exp(const F& input, F& output) {
+  using I = typename Vector<sizeof(F) / sizeof(float)>::Ints;
+  F x = input < -87.0f ? F{} - 87.0f : input;
+  x = x > 88.0f ? F{} + 88.0f : x;
   // Adding and removing 1.5 * 2^23 rounds to an integer.
-  const Floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * (1.0f / 5040) + 1.0f / 720;
+  const F n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const F r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  F p = r * (1.0f / 5040) + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
-  Floats scale;
+  const I exponent = (__builtin_convertvector(n, I) + 127) << 23;
+  F scale;
   std::memcpy(&scale, &exponent, sizeof(scale));
   output = p * scale;
 }
