@@ -11,8 +11,8 @@
 namespace ferrite {
 namespace {
 
-using simd::Floats;
 using simd::kLanes;
+using simd::Sixteen;
 
 // Keys between two updates of the softmax, about.
 constexpr int32_t kChunkKeys = 64;
@@ -22,29 +22,6 @@ constexpr float kHidden = -std::numeric_limits<float>::infinity();
 int32_t ChunkBlocks(const KvGeometry& geometry) {
   return std::max(1, kChunkKeys / (geometry.key_groups() * kLanes));
 }
-
-// Sixteen lanes in registers of as many as an instruction set has: wider vectors the compiler would
-// keep in memory.
-template <int kNativeLanes>
-struct Sixteen {
-  using Floats = typename simd::Vector<kNativeLanes>::Floats;
-  static constexpr int kNative = kNativeLanes;
-  static constexpr int kParts = kLanes / kNativeLanes;
-  Floats parts[kParts] = {};
-
-  FERRITE_INLINE void Load(const float* from) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      std::memcpy(&parts[p], from + p * kNative, sizeof(Floats));
-    }
-  }
-  FERRITE_INLINE void Store(float* to) const {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      std::memcpy(to + p * kNative, &parts[p], sizeof(Floats));
-    }
-  }
-};
 
 // Two of fp32 out of one of pairs of bf16.
 template <typename V>
@@ -215,11 +192,12 @@ FERRITE_INLINE void Gather(const T* values, int32_t count, int32_t value_stride,
   }
 }
 
-template <typename Out>
+template <typename Vector, typename Out>
 FERRITE_INLINE void WriteRow(const float* accumulator, float inverse, int32_t head_dim, Out* out) {
+  constexpr int32_t kWidth = sizeof(Vector) / sizeof(float);
   int32_t d = 0;
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    Floats sum;
+  for (; d + kWidth <= head_dim; d += kWidth) {
+    Vector sum;
     simd::Load(accumulator + d, sum);
     simd::Store(sum * inverse, out + d);
   }
@@ -281,12 +259,8 @@ FERRITE_INLINE void AttendImpl(const AttentionTile& tile, KvPool* kv) {
     }
   }
   for (int row = 0; row < tile.num_rows; ++row) {
-    float plain[kLanes];
-    sum[row].Store(plain);
-    Floats lanes;
-    simd::Load(plain, lanes);
-    WriteRow(tile.accumulator + int64_t{row} * value_stride, 1.0f / simd::Sum(lanes), head_dim,
-             static_cast<Out*>(tile.out[row]));
+    WriteRow<typename V::Floats>(tile.accumulator + int64_t{row} * value_stride,
+                                 1.0f / sum[row].Sum(), head_dim, static_cast<Out*>(tile.out[row]));
   }
 }
 

@@ -258,11 +258,11 @@ FERRITE_INLINE void WidenBf16(const uint16_t* panel, int32_t inputs, float* out)
   }
 }
 
-// As many sums as the registers hold beside the weights: 24 of AVX-512's 32, 12 of AVX2's 16, or 8
+// As many sums as the registers hold beside the weights: 24 of AVX-512's 32, 12 of AVX2's 16, or 10
 // where pairs take as many again; SSE2, which has no fused multiply-add, wants one for the product.
 using WideTile = Shape<12, 2, 16>;
 using MiddleTile = Shape<6, 2, 8>;
-using MiddlePairs = Shape<4, 2, 8>;
+using MiddlePairs = Shape<5, 2, 8>;
 using NarrowTile = Shape<4, 2, 4>;
 static_assert(kPanelColumns % WideTile::kColumns == 0);
 

@@ -1,8 +1,8 @@
-// Sixteen-lane arithmetic that the compiler maps to whatever vectors the machine has.
+// Arithmetic on vectors of as many lanes as an instruction set has.
 //
 // Functions marked FERRITE_SIMD_CLONES are compiled for AVX-512, AVX2 and the baseline, and picked
-// when the program is loaded; everything they call for each element must be FERRITE_INLINE to be
-// compiled along with them.
+// when the program is loaded. Everything that a function for one instruction set calls for each
+// element must be FERRITE_INLINE to be compiled along with it.
 #pragma once
 
 #include <cstdint>
@@ -25,36 +25,36 @@ struct Vector {
   using Floats [[gnu::vector_size(kLanes * 4)]] = float;
   using Ints [[gnu::vector_size(kLanes * 4)]] = int32_t;
   using Words [[gnu::vector_size(kLanes * 4)]] = uint32_t;
+  using Halves [[gnu::vector_size(kLanes * 2)]] = uint16_t;
 };
 
 inline constexpr int kLanes = 16;
 
 using Floats = Vector<kLanes>::Floats;
-using Ints = Vector<kLanes>::Ints;
 using Words = Vector<kLanes>::Words;
-using Halves = uint16_t __attribute__((vector_size(32)));
 
-// All of these take and return vectors through references, because how vectors are passed to
-// functions differs between the clones.
-FERRITE_INLINE void Load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof(to)); }
-
-FERRITE_INLINE void Load(const uint16_t* from, Floats& to) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof(halves));
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  std::memcpy(&to, &words, sizeof(to));
+// These take vectors of any width, and through references, because how vectors are passed to
+// functions differs between instruction sets.
+template <typename F>
+FERRITE_INLINE void Load(const float* from, F& to) {
+  std::memcpy(&to, from, sizeof(to));
 }
 
-FERRITE_INLINE void Store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
+template <typename F>
+FERRITE_INLINE void Store(const F& from, float* to) {
+  std::memcpy(to, &from, sizeof(from));
+}
 
 // Rounds to nearest even; NaN stays NaN.
-FERRITE_INLINE void Store(const Floats& from, uint16_t* to) {
-  Words words;
+template <typename F>
+FERRITE_INLINE void Store(const F& from, uint16_t* to) {
+  using Lanes = Vector<sizeof(F) / sizeof(float)>;
+  typename Lanes::Words words;
   std::memcpy(&words, &from, sizeof(words));
-  const Words rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
-  const Words nan = (words >> 16) | 0x40u;
-  const Words chosen = from == from ? rounded : nan;
-  const Halves halves = __builtin_convertvector(chosen, Halves);
+  const typename Lanes::Words rounded = (words + 0x7FFFu + ((words >> 16) & 1u)) >> 16;
+  const typename Lanes::Words nan = (words >> 16) | 0x40u;
+  const typename Lanes::Words chosen = from == from ? rounded : nan;
+  const auto halves = __builtin_convertvector(chosen, typename Lanes::Halves);
   std::memcpy(to, &halves, sizeof(halves));
 }
 
@@ -81,40 +81,41 @@ FERRITE_INLINE void Exp(const F& input, F& output) {
   output = p * scale;
 }
 
-// The lanes, with those `kDistance` apart swapped.
-template <int kDistance>
-FERRITE_INLINE void Swap(const Floats& from, Floats& to) {
-  const Ints lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  to = __builtin_shuffle(from, lanes ^ kDistance);
-}
+// Sixteen lanes in registers of as many as an instruction set has, so that sums over lanes are the
+// same with all of them.
+template <int kNativeLanes>
+struct Sixteen {
+  using Floats = typename Vector<kNativeLanes>::Floats;
+  static constexpr int kNative = kNativeLanes;
+  static constexpr int kParts = kLanes / kNativeLanes;
+  Floats parts[kParts] = {};
 
-// The sum of the lanes, always in the same order.
-FERRITE_INLINE float Sum(const Floats& x) {
-  Floats sum = x;
-  Floats swapped;
-  Swap<8>(sum, swapped);
-  sum += swapped;
-  Swap<4>(sum, swapped);
-  sum += swapped;
-  Swap<2>(sum, swapped);
-  sum += swapped;
-  Swap<1>(sum, swapped);
-  sum += swapped;
-  return sum[0];
-}
+  FERRITE_INLINE void Load(const float* from) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      simd::Load(from + p * kNative, parts[p]);
+    }
+  }
 
-FERRITE_INLINE float Max(const Floats& x) {
-  Floats max = x;
-  Floats swapped;
-  Swap<8>(max, swapped);
-  max = max > swapped ? max : swapped;
-  Swap<4>(max, swapped);
-  max = max > swapped ? max : swapped;
-  Swap<2>(max, swapped);
-  max = max > swapped ? max : swapped;
-  Swap<1>(max, swapped);
-  max = max > swapped ? max : swapped;
-  return max[0];
-}
+  template <typename T>
+  FERRITE_INLINE void Store(T* to) const {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      simd::Store(parts[p], to + p * kNative);
+    }
+  }
+
+  // The sum of the lanes, always in the same order.
+  FERRITE_INLINE float Sum() const {
+    float lanes[kLanes];
+    Store(lanes);
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+      for (int lane = 0; lane < distance; ++lane) {
+        lanes[lane] += lanes[lane + distance];
+      }
+    }
+    return lanes[0];
+  }
+};
 
 }  // namespace ferrite::simd

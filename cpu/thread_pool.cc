@@ -14,8 +14,9 @@ constexpr uint64_t kInside = kOpen - 1;
 constexpr int kEpochShift = 32;
 // Some tens of microseconds: longer than the gaps between the loops of one step.
 constexpr int kSpins = 2000;
-// Ranges a thread may expect, so that a delayed thread leaves its share to the others.
-constexpr int64_t kChunksPerThread = 4;
+// A range is what is left over this many times the threads: long ones first and short ones last, so
+// that a thread that is slower or late leaves its share to the others and all end together.
+constexpr int64_t kShares = 2;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -54,11 +55,6 @@ ThreadPool::~ThreadPool() {
   }
 }
 
-int64_t ThreadPool::ChunkSize(int64_t n, int64_t grain) const {
-  const int64_t ranges = kChunksPerThread * num_threads();
-  return std::max<int64_t>(std::max<int64_t>(grain, 1), (n + ranges - 1) / ranges);
-}
-
 void ThreadPool::Run(const Loop& loop) {
   loop_ = loop;
   next_.store(0, std::memory_order_relaxed);
@@ -78,12 +74,15 @@ void ThreadPool::Run(const Loop& loop) {
 }
 
 void ThreadPool::Work(int32_t thread) {
-  for (;;) {
-    const int64_t begin = next_.fetch_add(loop_.chunk, std::memory_order_relaxed);
-    if (begin >= loop_.size) {
-      return;
+  const int64_t shares = kShares * num_threads();
+  int64_t begin = next_.load(std::memory_order_relaxed);
+  while (begin < loop_.size) {
+    const int64_t left = loop_.size - begin;
+    const int64_t end = begin + std::min(left, std::max(loop_.grain, left / shares));
+    if (next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+      loop_.call(loop_.context, begin, end, thread);
+      begin = next_.load(std::memory_order_relaxed);
     }
-    loop_.call(loop_.context, begin, std::min(begin + loop_.chunk, loop_.size), thread);
   }
 }
 

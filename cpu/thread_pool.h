@@ -46,7 +46,7 @@ class ThreadPool {
                     int32_t thread) { (*static_cast<Callable*>(context))(begin, end, thread); },
          .context = const_cast<void*>(static_cast<const void*>(&fn)),
          .size = n,
-         .chunk = ChunkSize(n, grain)});
+         .grain = grain > 1 ? grain : 1});
   }
 
  private:
@@ -54,10 +54,9 @@ class ThreadPool {
     void (*call)(void* context, int64_t begin, int64_t end, int32_t thread) = nullptr;
     void* context = nullptr;
     int64_t size = 0;
-    int64_t chunk = 0;
+    int64_t grain = 1;
   };
 
-  int64_t ChunkSize(int64_t n, int64_t grain) const;
   void Run(const Loop& loop);
   void Work(int32_t thread);
   void WorkerMain(int32_t thread);
