@@ -68,22 +68,26 @@ void Attention::Run(const Batch& batch, std::span<const BlockId> block_tables, i
     auto s = static_cast<int32_t>(
         std::upper_bound(first_item_.begin(), first_item_.begin() + num_sequences + 1, begin) -
         first_item_.begin() - 1);
-    AttentionTile tile;
-    tile.layer = layer;
-    tile.queries = queries_[thread].data();
-    tile.weights = weights_[thread].data();
-    tile.accumulator = accumulator_[thread].data();
-    for (int64_t item = begin; item < end; ++item) {
+    AttentionTile tiles[2];
+    for (AttentionTile& tile : tiles) {
+      tile.layer = layer;
+      tile.queries = queries_[thread].data();
+      tile.weights = weights_[thread].data();
+      tile.accumulator = accumulator_[thread].data();
+    }
+    const auto describe = [&](int64_t item, AttentionTile& tile) {
       while (item >= first_item_[s + 1]) {
         ++s;
       }
       const int32_t tile_rows = tile_of(s);
       const int32_t num_rows = rows_of(s);
-      const int64_t tiles = (num_rows + tile_rows - 1) / tile_rows;
-      const auto first_row = static_cast<int32_t>((item - first_item_[s]) % tiles) * tile_rows;
-      tile.kv_head = static_cast<int32_t>((item - first_item_[s]) / tiles);
+      const int64_t tiles_a_head = (num_rows + tile_rows - 1) / tile_rows;
+      const auto first_row =
+          static_cast<int32_t>((item - first_item_[s]) % tiles_a_head) * tile_rows;
+      tile.kv_head = static_cast<int32_t>((item - first_item_[s]) / tiles_a_head);
       tile.block_table = block_tables.data() + batch.seq_slots[s].value * table_stride;
       tile.num_rows = std::min(tile_rows, num_rows - first_row);
+      tile.attend = tile_rows == kManyRows ? attend_many : attend_few;
       for (int i = 0; i < tile_rows; ++i) {
         const int32_t row = first_row + std::min(i, tile.num_rows - 1);
         const int64_t token = batch.cu_seqlens[s] + row / heads_per_kv;
@@ -94,7 +98,17 @@ void Attention::Run(const Batch& batch, std::span<const BlockId> block_tables, i
         tile.out[i] =
             static_cast<std::byte*>(out) + (token * num_heads_ + head) * head_dim * element;
       }
-      (tile_rows == kManyRows ? attend_many : attend_few)(tile, kv);
+    };
+    describe(begin, tiles[begin % 2]);
+    for (int64_t item = begin; item < end; ++item) {
+      AttentionTile& tile = tiles[item % 2];
+      AttentionTile& next = tiles[(item + 1) % 2];
+      tile.next = nullptr;
+      if (item + 1 < end) {
+        describe(item + 1, next);
+        tile.next = &next;
+      }
+      tile.attend(tile, kv);
     }
   });
 }

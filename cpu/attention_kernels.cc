@@ -211,6 +211,37 @@ FERRITE_INLINE void WriteRow(const float* accumulator, float inverse, int32_t he
   }
 }
 
+// Blocks are anywhere in memory, so that the processor does not guess which comes next.
+template <typename T>
+FERRITE_INLINE void Fetch(const T* from, int64_t elements) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < elements; i += kLine) {
+    __builtin_prefetch(from + i);
+  }
+}
+
+// The keys that follow block `b` of the chunk at `first` by one chunk.
+template <typename T>
+FERRITE_INLINE void FetchKeys(const AttentionTile& tile, int32_t first, int32_t b, int32_t end,
+                              int32_t chunk_keys, KvPool* kv) {
+  const KvGeometry& geometry = kv->geometry();
+  const int32_t offset = b * geometry.block_size;
+  const AttentionTile* from = &tile;
+  int32_t key = first + chunk_keys + offset;
+  if (key >= end) {
+    from = tile.next;
+    if (from == nullptr) {
+      return;
+    }
+    key = from->begin[0] / chunk_keys * chunk_keys + offset;
+    if (key >= from->end[0]) {
+      return;
+    }
+  }
+  const int32_t block = from->block_table[key / geometry.block_size].value;
+  Fetch(kv->Keys<T>(from->layer, block, from->kv_head), geometry.key_tile());
+}
+
 template <int kRows, typename V, typename T, typename Out>
 FERRITE_INLINE void AttendImpl(const AttentionTile& tile, KvPool* kv) {
   const KvGeometry& geometry = kv->geometry();
@@ -239,6 +270,7 @@ FERRITE_INLINE void AttendImpl(const AttentionTile& tile, KvPool* kv) {
       const int32_t first_key = first + b * geometry.block_size;
       const int32_t block = tile.block_table[first_key / geometry.block_size].value;
       const T* keys = kv->Keys<T>(tile.layer, block, tile.kv_head);
+      Fetch(kv->Values<T>(tile.layer, block, tile.kv_head), geometry.value_tile());
       for (int32_t group = 0; group < block_width; group += kLanes) {
         Score<kRows, V>(tile, keys + group / kLanes * geometry.group_size(), head_dim,
                         first_key + group, geometry.block_size - group,
@@ -253,6 +285,7 @@ FERRITE_INLINE void AttendImpl(const AttentionTile& tile, KvPool* kv) {
     for (int32_t b = 0; b < blocks; ++b) {
       const int32_t first_key = first + b * geometry.block_size;
       const int32_t block = tile.block_table[first_key / geometry.block_size].value;
+      FetchKeys<T>(tile, first, b, end, chunk_keys, kv);
       Gather<kRows, V>(kv->Values<T>(tile.layer, block, tile.kv_head),
                        std::min(geometry.block_size, end - first_key), value_stride,
                        tile.weights + b * block_width, chunk_width, tile.accumulator);

@@ -15,6 +15,9 @@ namespace ferrite {
 inline constexpr int kFewRows = 4;
 inline constexpr int kManyRows = 12;
 
+struct AttentionTile;
+using Attend = void (*)(const AttentionTile& tile, KvPool* kv);
+
 // One work item: query rows of one sequence and kv head. When there are fewer than the kernel
 // takes, the last one stands in for the rest and is written once.
 struct AttentionTile {
@@ -26,6 +29,9 @@ struct AttentionTile {
   const BlockId* block_table = nullptr;
   int32_t layer = 0;
   int32_t kv_head = 0;
+  // What this thread computes next, or null: its first keys are fetched meanwhile.
+  const AttentionTile* next = nullptr;
+  Attend attend = nullptr;       // what takes this many rows
   float* queries = nullptr;      // scratch, see Attention
   float* weights = nullptr;      // [kRows, AttentionChunkWidth()]
   float* accumulator = nullptr;  // [kRows, value_stride]
@@ -34,8 +40,6 @@ struct AttentionTile {
 // Scores of one row that AttentionTile::weights has room for: keys between two updates of the
 // softmax, padding included.
 int32_t AttentionChunkWidth(const KvGeometry& geometry);
-
-using Attend = void (*)(const AttentionTile& tile, KvPool* kv);
 
 // For kFewRows rows or, if `many`, kManyRows, which only AVX-512 takes. `isa` must not exceed
 // BestIsa().
