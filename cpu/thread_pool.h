@@ -29,9 +29,10 @@ class ThreadPool {
 
   int32_t num_threads() const { return static_cast<int32_t>(workers_.size()) + 1; }
 
-  // Calls fn(begin, end, thread) for ranges that cover [0, n) once, each at least `grain` long but
-  // the last; `thread` in [0, num_threads) is never in two calls at once. Runs inline when there is
-  // no more than one grain. `fn` must not throw.
+  // Calls fn(begin, end, thread) for ranges that cover [0, n) once, n < 2^32, each at least `grain`
+  // long where what is left allows it; `thread` in [0, num_threads) is never in two calls at once.
+  // A thread's next range usually begins where its last one ended. Runs inline when there is no
+  // more than one grain. `fn` must not throw.
   template <typename Fn>
   void ParallelFor(int64_t n, int64_t grain, Fn&& fn) {
     if (n <= 0) {
@@ -55,16 +56,23 @@ class ThreadPool {
     void* context = nullptr;
     int64_t size = 0;
     int64_t grain = 1;
+    int32_t num_shares = 1;
+  };
+  // A part of the loop that some threads begin with; the others take of it when theirs is done.
+  struct alignas(64) Share {
+    // epoch << 32 | how much of it is taken. Of another epoch: nothing is.
+    std::atomic<uint64_t> taken{0};
   };
 
-  void Run(const Loop& loop);
-  void Work(int32_t thread);
+  void Run(Loop loop);
+  void Work(int32_t thread, uint64_t epoch);
+  void WorkOnShare(int32_t share, int32_t thread, uint64_t epoch);
   void WorkerMain(int32_t thread);
   uint64_t AwaitLoop(uint64_t seen_epoch);
 
   // Written only while no worker is inside a loop.
   Loop loop_;
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Share> shares_;
   // epoch << 32 | open << 31 | workers inside. Workers enter only an open loop, so a worker that
   // wakes late finds it closed, and the caller waits only for those that entered.
   alignas(64) std::atomic<uint64_t> state_{0};
