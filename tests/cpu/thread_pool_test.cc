@@ -55,6 +55,26 @@ TEST(ThreadPoolTest, ThreadIndicesAreNeverInUseTwiceAtOnce) {
   }
 }
 
+TEST(ThreadPoolTest, AThreadThatIsHeldUpLeavesTheRestOfItsPartToTheOthers) {
+  ThreadPool pool(3);
+  for (const int32_t late : {0, 1, 2}) {
+    std::atomic<int64_t> done = 0;
+    std::atomic<int64_t> held = 0;
+    pool.ParallelFor(300, 1, [&](int64_t begin, int64_t end, int32_t thread) {
+      if (thread == late && held.exchange(end - begin) == 0) {
+        const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+        while (done < 300 - (end - begin) && std::chrono::steady_clock::now() < give_up) {
+          std::this_thread::yield();
+        }
+        EXPECT_EQ(done, 300 - (end - begin));
+        EXPECT_LE(end - begin, 300 / 3 / 2);
+      }
+      done += end - begin;
+    });
+    EXPECT_EQ(done, 300);
+  }
+}
+
 TEST(ThreadPoolTest, TinyLoopsStayOnTheCallingThread) {
   ThreadPool pool(4);
   const std::thread::id caller = std::this_thread::get_id();
