@@ -163,7 +163,8 @@ TEST_F(InfoTest, PrintsLinesForPeople) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   for (const char* part :
        {"ferrite 1.2.3", "draining", "4194304 bytes", "stories260k", "260032 parameters", "BOS 1",
-        "end tokens 2, 3", "cpu, bf16", "512 tokens a step (96 beside decodes)", "5 waiting", "77 of 128 KV blocks free"}) {
+        "end tokens 2, 3", "cpu, bf16", "512 tokens a step (96 beside decodes)", "5 waiting",
+        "77 of 128 KV blocks free"}) {
     EXPECT_THAT(result.out, HasSubstr(part));
   }
 }
