@@ -12,8 +12,7 @@ namespace {
 constexpr uint64_t kOpen = uint64_t{1} << 31;
 constexpr uint64_t kInside = kOpen - 1;
 constexpr int kEpochShift = 32;
-constexpr uint64_t kEpochMask = 0xFFFFFFFF;
-constexpr uint64_t kTaken = 0xFFFFFFFF;
+constexpr uint64_t kLowHalf = 0xFFFFFFFF;
 // Some tens of microseconds: longer than the gaps between the loops of one step.
 constexpr int kSpins = 2000;
 // Threads that are done look through all shares, so there are not as many as in a large machine.
@@ -64,7 +63,7 @@ void ThreadPool::Run(Loop loop) {
   loop.num_shares = static_cast<int32_t>(
       std::min(static_cast<int64_t>(shares_.size()), std::max<int64_t>(1, loop.size / loop.grain)));
   loop_ = loop;
-  const uint64_t epoch = ((state_.load(std::memory_order_relaxed) >> kEpochShift) + 1) & kEpochMask;
+  const uint64_t epoch = ((state_.load(std::memory_order_relaxed) >> kEpochShift) + 1) & kLowHalf;
   state_.store(epoch << kEpochShift | kOpen, std::memory_order_seq_cst);
   // A worker counts itself as a sleeper before it looks at state_ for the last time, so either it
   // sees this loop or we see it asleep.
@@ -93,7 +92,7 @@ void ThreadPool::WorkOnShare(int32_t share, int32_t thread, uint64_t epoch) {
   std::atomic<uint64_t>& taken = shares_[share].taken;
   uint64_t value = taken.load(std::memory_order_relaxed);
   for (;;) {
-    const int64_t begin = value >> kEpochShift == epoch ? value & kTaken : 0;
+    const int64_t begin = value >> kEpochShift == epoch ? value & kLowHalf : 0;
     const int64_t left = size - begin;
     if (left <= 0) {
       return;
